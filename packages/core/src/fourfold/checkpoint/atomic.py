@@ -1,0 +1,74 @@
+"""Folders that appear whole or not at all."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from fourfold.errors import OutputError
+
+
+def require_free(destination: Path) -> None:
+    """Raise :class:`OutputError` unless ``destination`` is absent or an empty folder."""
+    if destination.is_dir() and not any(destination.iterdir()):
+        return
+    if destination.exists() or destination.is_symlink():
+        raise OutputError(f"{destination}: output folder is not empty; choose another or remove it")
+
+
+def require_space(destination: Path, needed_bytes: int) -> None:
+    """Raise :class:`OutputError` when the file system of ``destination`` has less than ``needed_bytes`` free."""
+    existing = next(p for p in (destination.absolute(), *destination.absolute().parents) if p.exists())
+    free = shutil.disk_usage(existing).free
+    if free < needed_bytes:
+        raise OutputError(
+            f"{destination}: needs {needed_bytes / 1e9:.2f} GB of disk, {free / 1e9:.2f} GB are free there"
+        )
+
+
+@contextmanager
+def atomic_folder(destination: Path) -> Iterator[Path]:
+    """Yield a temporary sibling folder that becomes ``destination`` when the block ends well.
+
+    On any failure, interruption included, the sibling is removed. A killed process leaves a sibling named
+    ``.NAME.partial``, which the next run of the same stage removes first. A full disk or a missing permission is
+    an :class:`OutputError` that names the place.
+    """
+    require_free(destination)
+    partial = destination.with_name(f".{destination.name}.partial")
+    try:
+        if partial.exists():
+            shutil.rmtree(partial)
+        partial.mkdir(parents=True)
+        yield partial
+        sync_folder(partial)
+        # An empty destination folder gives way; os.replace would refuse a full one.
+        os.replace(partial, destination)
+    except OSError as error:
+        raise explain_os_error(error, destination) from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def sync_folder(folder: Path) -> None:
+    """Force every file of ``folder`` to disk, so that the rename after it cannot outlive its contents."""
+    for path in sorted(folder.rglob("*")):
+        if path.is_file():
+            descriptor = os.open(path, os.O_RDONLY)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+
+
+def explain_os_error(error: OSError, destination: Path) -> OutputError:
+    """The :class:`OutputError` that tells what the operating system refused, and where."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return OutputError(f"{destination}: the disk is full; nothing was left half-written")
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return OutputError(f"{destination}: cannot be written ({error.strerror})")
+    return OutputError(f"{destination}: {error.strerror or error}")

@@ -1,0 +1,75 @@
+"""Writing tensors in bounded memory: shards of a stated size, each written whole, the index last.
+
+Nothing here is visible under its final name before it is complete: shards are numbered when their count is
+known, and the caller renames the folder (:func:`fourfold.checkpoint.atomic.replace_folder`).
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fourfold.errors import CheckpointError
+
+if TYPE_CHECKING:
+    import torch
+
+#: Resident memory while writing stays near twice this.
+DEFAULT_SHARD_BYTES = 512 * 2**20
+
+
+class ShardWriter:
+    """Collects tensors and writes them as ``model-0000N-of-0000M.safetensors`` with their index.
+
+    Tensors are written in the order given, so equal input gives equal bytes. A single shard is named
+    ``model.safetensors`` and has no index.
+    """
+
+    def __init__(self, folder: Path, *, max_shard_bytes: int = DEFAULT_SHARD_BYTES) -> None:
+        self._folder = folder
+        self._max_shard_bytes = max_shard_bytes
+        self._pending: dict[str, torch.Tensor] = {}
+        self._pending_bytes = 0
+        self._shards: list[tuple[Path, tuple[str, ...]]] = []
+        self._names: set[str] = set()
+        self.total_bytes = 0
+
+    def add(self, name: str, tensor: torch.Tensor) -> None:
+        """Queue one tensor; :class:`CheckpointError` when the name was given before."""
+        if name in self._names:
+            raise CheckpointError(f"tensor {name} is written twice")
+        if self._pending and self._pending_bytes + tensor.nbytes > self._max_shard_bytes:
+            self._flush()
+        self._names.add(name)
+        # A view would keep its whole storage alive until the shard is written.
+        self._pending[name] = tensor.detach().cpu().contiguous().clone()
+        self._pending_bytes += tensor.nbytes
+        self.total_bytes += tensor.nbytes
+
+    def _flush(self) -> None:
+        from safetensors.torch import save_file
+
+        path = self._folder / f"shard-{len(self._shards) + 1:05d}.partial"
+        save_file(self._pending, path, metadata={"format": "pt"})
+        self._shards.append((path, tuple(self._pending)))
+        self._pending, self._pending_bytes = {}, 0
+
+    def finish(self) -> tuple[str, ...]:
+        """Write what is left and the index; returns the shards' file names."""
+        if self._pending or not self._shards:
+            self._flush()
+        if len(self._shards) == 1:
+            self._shards[0][0].rename(self._folder / "model.safetensors")
+            return ("model.safetensors",)
+        weight_map: dict[str, str] = {}
+        files = []
+        for number, (path, names) in enumerate(self._shards, start=1):
+            file = f"model-{number:05d}-of-{len(self._shards):05d}.safetensors"
+            path.rename(self._folder / file)
+            files.append(file)
+            weight_map.update(dict.fromkeys(names, file))
+        index = {"metadata": {"total_size": self.total_bytes}, "weight_map": dict(sorted(weight_map.items()))}
+        text = json.dumps(index, indent=2, sort_keys=True) + "\n"
+        (self._folder / "model.safetensors.index.json").write_text(text, encoding="utf-8")
+        return tuple(files)

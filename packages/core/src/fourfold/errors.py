@@ -1,0 +1,70 @@
+"""The error tree: every failure a user can cause is one of these, with a one-line message that says what to do.
+
+``exit_code`` is what the command line returns: 2 for bad input or environment, 1 for a thing that was
+checked and found wrong, 130 for an interruption.
+"""
+
+from __future__ import annotations
+
+
+class FourfoldError(Exception):
+    """Base of all expected failures. The message is complete in itself; no traceback is shown for it."""
+
+    exit_code = 2
+
+
+class ConfigError(FourfoldError, ValueError):
+    """An option, a study file or a recipe that cannot be meant. Carries the key path in its message."""
+
+
+class UnknownNameError(ConfigError):
+    """A name nobody registered. The message lists the known ones."""
+
+    def __init__(self, kind: str, name: str, known: tuple[str, ...]) -> None:
+        super().__init__(f"unknown {kind} {name!r}; known: {', '.join(sorted(known)) or 'none'}")
+        self.kind, self.name, self.known = kind, name, known
+
+    def __reduce__(self) -> tuple[type[UnknownNameError], tuple[str, str, tuple[str, ...]]]:
+        return type(self), (self.kind, self.name, self.known)
+
+
+class PluginError(FourfoldError):
+    """A plugin that fails to import, registers nonsense, or repeats a name."""
+
+
+class MissingEnvironmentError(FourfoldError):
+    """A toolchain that is not installed where it is needed. Names the command that installs it."""
+
+
+class DeviceError(FourfoldError):
+    """A device that was asked for and is not there, or has too little memory."""
+
+
+class ModelError(FourfoldError, ValueError):
+    """A model folder that is not what it should be: absent, truncated, not a Gemma 4 MoE."""
+
+
+class CheckpointError(FourfoldError, ValueError):
+    """A checkpoint or artifact whose files contradict themselves. Names the file and the tensor."""
+
+
+class CalibrationError(FourfoldError, ValueError):
+    """Calibration data that cannot be used. Names the file and the line."""
+
+
+class QuantizationError(FourfoldError):
+    """A quantizer that cannot keep its promise, such as an expert that saw no token under rule ``error``."""
+
+
+class OutputError(FourfoldError):
+    """A destination that cannot be written: not empty, no space, no permission."""
+
+
+class StageError(FourfoldError):
+    """A stage's process that ended without a result. Carries the tail of its log."""
+
+
+class VerificationError(FourfoldError):
+    """A checkpoint that breaks a rule."""
+
+    exit_code = 1

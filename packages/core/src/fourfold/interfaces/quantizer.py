@@ -1,0 +1,103 @@
+"""The role *quantizer*: a model and calibration tokens in, canonical NVFP4 tensors out.
+
+A whole minimal plugin, which quantizes weights alone with the reference codec::
+
+    from fourfold.hookspecs import hookimpl
+    from fourfold.interfaces.quantizer import Quantizer, QuantizerOptions
+    from fourfold.nvfp4 import quantize
+    from fourfold.plugins import QuantizerEntry
+
+    class WeightsOnly(Quantizer):
+        def quantize(self, job, artifact, progress):
+            progress.begin("weights", total=len(job.targets), unit="module")
+            for module in job.targets:
+                artifact.add_weight(module, quantize(module.read(job.source)), input_global_scale=None)
+                progress.advance(1)
+
+    @hookimpl
+    def fourfold_register_quantizers():
+        return [
+            QuantizerEntry(
+                name="weights-only", summary="reference codec, W4A16", options=QuantizerOptions,
+                implementation="my_plugin:WeightsOnly",
+            )
+        ]
+
+A quantizer writes only what it quantized. Core copies every other tensor from the source, byte for byte, and
+refuses to finish while a target is missing.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+from fourfold.config import Options, Recipe
+
+if TYPE_CHECKING:
+    from fourfold.artifact import ArtifactWriter
+    from fourfold.calibration import TokenSet
+    from fourfold.checkpoint.index import TensorFolder
+    from fourfold.interfaces.unfuser import Unfuser
+    from fourfold.models.gemma4 import Gemma4Moe, LinearModule
+    from fourfold.progress import Progress
+
+
+class QuantizerOptions(Options):
+    """Base of a quantizer's options. ``algorithm`` is what ``--algorithm`` sets; subclasses list theirs."""
+
+    algorithm: str = "max"
+
+    def check(self, recipe: Recipe, device: str) -> None:
+        """Refuse, before anything starts, what cannot end well: :class:`fourfold.errors.ConfigError` says why.
+
+        An algorithm whose result no server can load for experts is refused here, and so is one that needs a
+        device other than ``device``.
+        """
+
+    @property
+    def needs_tokens(self) -> bool:
+        """Whether the algorithm reads calibration tokens even where the scheme does not (W4A16)."""
+        return False
+
+
+OptionsT = TypeVar("OptionsT", bound=QuantizerOptions)
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuantizeJob:
+    """What a quantizer is given.
+
+    ``targets`` are the modules to quantize, patterns already resolved, in layer order. ``tokens`` is None
+    when neither scheme nor algorithm reads activations. ``device`` is ``cpu``, ``cuda``, ``cuda:N`` or ``auto``
+    (spread over all GPUs).
+    """
+
+    model_path: Path
+    source: TensorFolder
+    gemma: Gemma4Moe
+    targets: tuple[LinearModule, ...]
+    recipe: Recipe
+    tokens: TokenSet | None
+    batch_size: int
+    unfuser_name: str
+    unfuser: Unfuser[Any]
+    device: str
+    seed: int
+
+
+class Quantizer(ABC, Generic[OptionsT]):
+    """Quantizes the targets of one job."""
+
+    def __init__(self, options: OptionsT) -> None:
+        self.options = options
+
+    @abstractmethod
+    def quantize(self, job: QuantizeJob, artifact: ArtifactWriter, progress: Progress) -> None:
+        """Write every target to ``artifact``, once each; expert token counts and fallbacks too, where tokens are read.
+
+        Raises :class:`fourfold.errors.QuantizationError` for a result that cannot be kept (a rare expert under
+        rule ``error``, a non-finite scale: named by module).
+        """

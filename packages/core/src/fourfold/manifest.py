@@ -1,0 +1,110 @@
+"""The manifest of an artifact or checkpoint: what every source tensor became, and out of what it was made.
+
+No times and no paths of the machine that made it: equal work gives an equal manifest.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from enum import StrEnum
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field
+
+from fourfold.checkpoint.index import read_json
+from fourfold.config import Config, Recipe
+from fourfold.errors import CheckpointError, ConfigError
+
+MANIFEST_FILE = "manifest.json"
+SCHEMA_VERSION = 1
+
+
+class Fate(StrEnum):
+    """What became of a source tensor."""
+
+    KEPT = "kept"
+    QUANTIZED = "quantized"
+    DROPPED = "dropped"
+
+
+class TensorFate(Config):
+    """One source tensor's fate; ``reason`` is required for a dropped one, ``kept`` lists modules left as they were."""
+
+    fate: Fate
+    reason: str | None = None
+
+
+class Fallback(Config):
+    """A value that was not measured but derived by a named rule."""
+
+    module: str
+    rule: str
+    detail: str
+
+
+class Component(Config):
+    """A backend by name with its options as they were used."""
+
+    name: str
+    options: dict[str, Any] = Field(default_factory=dict)
+
+
+class CalibrationRecord(Config):
+    """Which tokens were seen."""
+
+    spec: dict[str, Any]
+    source_sha256: str
+    tokens_sha256: str
+    num_tokens: int
+
+
+class Manifest(Config):
+    """The record beside every artifact and checkpoint."""
+
+    schema_version: Literal[1] = SCHEMA_VERSION
+    kind: Literal["artifact", "checkpoint"]
+    layout: str
+    source_files: dict[str, str]
+    recipe: Recipe
+    unfuser: Component
+    quantizer: Component
+    exporter: Component | None = None
+    seed: int
+    calibration: CalibrationRecord | None = None
+    packages: dict[str, str]
+    tensors: dict[str, TensorFate]
+    quantized_modules: tuple[str, ...]
+    expert_token_counts: dict[str, tuple[int, ...]] = Field(default_factory=dict)
+    fallbacks: tuple[Fallback, ...] = ()
+    notes: tuple[str, ...] = ()
+    files: dict[str, str] = Field(default_factory=dict)
+
+    def write(self, folder: Path) -> None:
+        """Write ``manifest.json``."""
+        (folder / MANIFEST_FILE).write_text(self.model_dump_json(indent=1) + "\n", encoding="utf-8")
+
+    @classmethod
+    def read(cls, folder: Path) -> Manifest:
+        """Read ``manifest.json``; :class:`CheckpointError` names what is wrong with it."""
+        path = folder / MANIFEST_FILE
+        try:
+            return cls.parse(read_json(path), where="")
+        except ConfigError as error:
+            raise CheckpointError(f"{path}: {error}") from None
+
+    @property
+    def rare_modules(self) -> tuple[str, ...]:
+        """Modules that got a fallback."""
+        return tuple(fallback.module for fallback in self.fallbacks)
+
+
+def sha256_file(path: Path) -> str:
+    """Hex digest of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sha256_files(folder: Path, *, skip: tuple[str, ...] = (MANIFEST_FILE,)) -> dict[str, str]:
+    """Digest of every file directly in ``folder``, by name."""
+    return {p.name: sha256_file(p) for p in sorted(folder.iterdir()) if p.is_file() and p.name not in skip}

@@ -1,0 +1,218 @@
+"""Gemma 4 mixture-of-experts: names, shapes, what a server fuses, and what stays BF16. Nothing else knows them.
+
+A text layer holds ``self_attn.{q,k,v,o}_proj`` (no ``v_proj`` where ``attention_k_eq_v`` holds: K is reused as
+V), a dense ``mlp.{gate,up,down}_proj``, and beside it the experts as two 3-D parameters without ``.weight``:
+``experts.gate_up_proj`` [E, 2I, H], gate rows first, and ``experts.down_proj`` [E, H, I].
+
+Source: transformers ``models/gemma4/modeling_gemma4.py``; what a server fuses: vLLM ``models/gemma4.py``.
+Shape letters: E experts, H hidden, I expert width, O out features, K in features.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any, NewType
+
+from fourfold.checkpoint.index import TensorFolder
+from fourfold.errors import ModelError
+
+if TYPE_CHECKING:
+    import torch
+
+#: A module in the un-fused model, such as ``model.language_model.layers.0.experts.5.gate_proj``.
+ModuleName = NewType("ModuleName", str)
+
+GATE_UP = "experts.gate_up_proj"
+DOWN = "experts.down_proj"
+EXPERT_PROJECTIONS = ("gate_proj", "up_proj", "down_proj")
+
+_LAYER = re.compile(r"^(?P<prefix>model\.(?:language_model\.)?)layers\.(?P<layer>\d+)\.(?P<rest>.+)$")
+_DENSE = re.compile(r"^(?:self_attn\.[qkvo]_proj|mlp\.(?:gate|up|down)_proj)\.weight$")
+
+
+class ModuleKind(StrEnum):
+    """The role of a quantizable linear, for tables and patterns."""
+
+    EXPERT = "expert"
+    ATTENTION = "attention"
+    DENSE_MLP = "dense-mlp"
+
+
+@dataclass(frozen=True)
+class LinearModule:
+    """A linear of the un-fused model and where its weight [O, K] stands in the source checkpoint.
+
+    ``slices`` selects it inside ``tensor``: empty for a 2-D weight, (expert, rows) for a fused one.
+    """
+
+    name: ModuleName
+    kind: ModuleKind
+    layer: int
+    expert: int | None
+    projection: str
+    shape: tuple[int, int]
+    tensor: str
+    slices: tuple[int | slice, ...]
+    scale_group: str
+
+    @property
+    def numel(self) -> int:
+        """Number of weights."""
+        return self.shape[0] * self.shape[1]
+
+    def read(self, source: TensorFolder) -> torch.Tensor:
+        """The weight [O, K] in its stored dtype, read alone."""
+        return source.read(self.tensor, self.slices or None)
+
+
+@dataclass(frozen=True)
+class Gemma4Moe:
+    """What a Gemma 4 MoE checkpoint holds.
+
+    ``linears`` are all quantizable modules by name, in layer order. ``kept`` are the tensors no scheme
+    touches: router, vision tower, embeddings, norms, ``layer_scalar``.
+    """
+
+    num_layers: int
+    num_experts: int
+    experts_per_token: int
+    linears: Mapping[ModuleName, LinearModule]
+    kept: tuple[str, ...]
+    num_parameters: int
+    num_fused_parameters: int
+
+    @property
+    def fused_expert_share(self) -> float:
+        """Share of all parameters that stands in fused experts."""
+        return self.num_fused_parameters / self.num_parameters
+
+    def experts_module(self, layer: int) -> str:
+        """Name of the module that holds a layer's experts."""
+        first = next(m for m in self.linears.values() if m.layer == layer and m.expert is not None)
+        return first.tensor.rsplit(".", 1)[0]
+
+
+def read_gemma4(source: TensorFolder) -> Gemma4Moe:
+    """Read config and index; :class:`ModelError` when this is no unquantized Gemma 4 MoE we know in full."""
+    text = _text_config(source)
+    num_layers, num_experts = int(text["num_hidden_layers"]), int(text["num_experts"])
+    linears: dict[ModuleName, LinearModule] = {}
+    kept: list[str] = []
+    strangers: list[str] = []
+    for entry in source.tensors.values():
+        match = _LAYER.match(entry.name)
+        rest = match["rest"] if match else ""
+        if match and rest in (GATE_UP, DOWN):
+            for module in _expert_modules(entry.name, entry.shape, match, text, source):
+                linears[module.name] = module
+        elif match and _DENSE.match(rest):
+            module = _dense_module(entry.name, entry.shape, match)
+            linears[module.name] = module
+        else:
+            if len(entry.shape) == 3 and num_experts in entry.shape:
+                strangers.append(entry.name)
+            kept.append(entry.name)
+    total = sum(entry.numel for entry in source)
+    _refuse_strangers(source, strangers, total)
+    _require_all_layers(source, linears, num_layers)
+    fused = sum(m.numel for m in linears.values() if m.kind is ModuleKind.EXPERT)
+    ordered = sorted(linears.values(), key=lambda m: (m.layer, m.kind, -1 if m.expert is None else m.expert, m.name))
+    return Gemma4Moe(
+        num_layers=num_layers,
+        num_experts=num_experts,
+        experts_per_token=int(text["top_k_experts"]),
+        linears={m.name: m for m in ordered},
+        kept=tuple(sorted(kept)),
+        num_parameters=total,
+        num_fused_parameters=fused,
+    )
+
+
+def _text_config(source: TensorFolder) -> Mapping[str, Any]:
+    config = source.config
+    text = config.get("text_config", config)
+    if not str(config.get("model_type", "")).startswith("gemma4") or not isinstance(text, Mapping):
+        raise ModelError(f"{source.path}: not a Gemma 4 model (model_type {config.get('model_type')!r})")
+    if not text.get("enable_moe_block") or not text.get("num_experts"):
+        raise ModelError(f"{source.path}: a dense Gemma 4 model; Fourfold quantizes the mixture-of-experts ones")
+    if "quantization_config" in config:
+        method = config["quantization_config"].get("quant_method", "unknown")
+        raise ModelError(f"{source.path}: already quantized ({method}); give the unquantized model")
+    for key in ("num_hidden_layers", "top_k_experts", "moe_intermediate_size", "hidden_size"):
+        if not isinstance(text.get(key), int):
+            raise ModelError(f"{source.path / 'config.json'}: text_config.{key} is missing")
+    return text
+
+
+def _expert_modules(
+    tensor: str, shape: tuple[int, ...], match: re.Match[str], text: Mapping[str, Any], source: TensorFolder
+) -> list[LinearModule]:
+    num_experts, width, hidden = (text[k] for k in ("num_experts", "moe_intermediate_size", "hidden_size"))
+    fused_gate_up = match["rest"] == GATE_UP
+    expected = (num_experts, 2 * width, hidden) if fused_gate_up else (num_experts, hidden, width)
+    if shape != expected:
+        raise ModelError(f"{source.path}: {tensor} has shape {list(shape)}, config.json says {list(expected)}")
+    layer = int(match["layer"])
+    base = f"{match['prefix']}layers.{layer}.experts"
+    rows = {"gate_proj": slice(0, width), "up_proj": slice(width, 2 * width)} if fused_gate_up else {"down_proj": None}
+    modules = []
+    for expert in range(num_experts):
+        for projection, part in rows.items():
+            name = ModuleName(f"{base}.{expert}.{projection}")
+            modules.append(
+                LinearModule(
+                    name=name,
+                    kind=ModuleKind.EXPERT,
+                    layer=layer,
+                    expert=expert,
+                    projection=projection,
+                    shape=(hidden, width) if part is None else (width, hidden),
+                    tensor=tensor,
+                    slices=(expert,) if part is None else (expert, part),
+                    scale_group=name if part is None else f"{base}.{expert}.gate_up",
+                )
+            )
+    return modules
+
+
+def _dense_module(tensor: str, shape: tuple[int, ...], match: re.Match[str]) -> LinearModule:
+    name = ModuleName(tensor.removesuffix(".weight"))
+    parent, projection = name.rsplit(".", 1)
+    attention = parent.endswith("self_attn")
+    group = str(name)
+    if projection in ("q_proj", "k_proj", "v_proj"):
+        group = f"{parent}.qkv"
+    elif projection in ("gate_proj", "up_proj"):
+        group = f"{parent}.gate_up"
+    return LinearModule(
+        name=name,
+        kind=ModuleKind.ATTENTION if attention else ModuleKind.DENSE_MLP,
+        layer=int(match["layer"]),
+        expert=None,
+        projection=projection,
+        shape=(shape[0], shape[1]),
+        tensor=tensor,
+        slices=(),
+        scale_group=group,
+    )
+
+
+def _refuse_strangers(source: TensorFolder, strangers: list[str], total: int) -> None:
+    if strangers:
+        skipped = sum(source.tensors[name].numel for name in strangers)
+        raise ModelError(
+            f"{source.path}: {strangers[0]} looks like fused experts under a name Fourfold does not know; "
+            f"quantizing would skip {100 * skipped / total:.1f} % of the parameters "
+            f"({len(strangers)} tensors); known names: {GATE_UP}, {DOWN}"
+        )
+
+
+def _require_all_layers(source: TensorFolder, linears: Mapping[ModuleName, LinearModule], num_layers: int) -> None:
+    for part in (GATE_UP, DOWN):
+        present = {m.layer for m in linears.values() if m.tensor.endswith(part)}
+        missing = sorted(set(range(num_layers)) - present)
+        if missing:
+            raise ModelError(f"{source.path}: no {part} in layer {missing[0]} ({len(missing)} layers without)")
