@@ -4,13 +4,14 @@ Light by contract: key mapping, scale direction and config only, so it runs with
 A whole minimal plugin::
 
     from fourfold.checkpoint.layouts import MODELOPT
+    from fourfold.checkpoint.write import write_checkpoint
     from fourfold.hookspecs import hookimpl
-    from fourfold.interfaces.exporter import Exporter, write_checkpoint
+    from fourfold.interfaces.exporter import Exporter
     from fourfold.plugins import Entry
 
     class PlainExporter(Exporter):
         def export(self, artifact, destination, progress):
-            config = {"quant_method": "modelopt", "quant_algo": "NVFP4"}
+            config = artifact.source_config | {"quantization_config": {"quant_method": "modelopt"}}
             write_checkpoint(artifact, destination, MODELOPT, {"config.json": config}, progress)
 
     @hookimpl
