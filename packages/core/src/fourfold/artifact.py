@@ -9,7 +9,10 @@ A folder of safetensors with, for every quantized module ``M``,
 ``M.input_global_scale`` float32 []         the same for activations; W4A4 only
 =======================  =================  ==========================================
 
-every other source tensor under its own name, byte for byte, the source's config and side files, and the manifest.
+Where a toolchain's own scale is a divisor that no float32 ``global_scale`` gives back exactly as its reciprocal,
+that divisor stands beside it as ``M.global_encode_scale`` or ``M.input_global_encode_scale``.
+
+Every other source tensor stands under its own name, byte for byte, with the source's config and side files, and the manifest.
 With an FP8 KV cache, ``<attention module>.k_scale`` and ``.v_scale`` (float32 []) are there too.
 """
 
@@ -23,6 +26,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fourfold.checkpoint.index import CONFIG_FILE, TensorFolder
+from fourfold.checkpoint.layouts import CANONICAL, ENCODE_SUFFIXES
 from fourfold.checkpoint.stream import DEFAULT_SHARD_BYTES, ShardWriter
 from fourfold.config import KVCache, Scheme
 from fourfold.errors import CheckpointError, QuantizationError
@@ -35,9 +39,9 @@ if TYPE_CHECKING:
     from fourfold.interfaces.quantizer import QuantizeJob
     from fourfold.nvfp4 import NVFP4Weight
 
-PACKED_WEIGHT, BLOCK_SCALE, GLOBAL_SCALE, INPUT_GLOBAL_SCALE = (
-    "packed_weight", "block_scale", "global_scale", "input_global_scale",
-)  # fmt: skip
+PACKED_WEIGHT, BLOCK_SCALE, GLOBAL_SCALE, INPUT_GLOBAL_SCALE = CANONICAL.suffixes
+#: Exact divisors beside a scale, where its reciprocal is not exact.
+ENCODE_SCALES = dict(zip((GLOBAL_SCALE, INPUT_GLOBAL_SCALE), ENCODE_SUFFIXES, strict=True))
 
 
 class ArtifactWriter:
@@ -55,15 +59,25 @@ class ArtifactWriter:
         self._kv_missing = self._attention_modules() if job.recipe.kv_cache is KVCache.FP8 else set()
         self._token_counts: dict[str, tuple[int, ...]] = {}
         self._fallbacks: list[Fallback] = []
+        self._transformed: dict[str, str] = {}
         self._notes: list[str] = []
 
     def _attention_modules(self) -> set[str]:
         return {m.name.rsplit(".", 1)[0] for m in self._job.gemma.linears.values() if m.projection == "k_proj"}
 
     def add_weight(
-        self, module: LinearModule, weight: NVFP4Weight, input_global_scale: torch.Tensor | float | None
+        self,
+        module: LinearModule,
+        weight: NVFP4Weight,
+        input_global_scale: torch.Tensor | float | None,
+        *,
+        encode_scale: torch.Tensor | float | None = None,
+        input_encode_scale: torch.Tensor | float | None = None,
     ) -> None:
-        """One target's canonical tensors; ``input_global_scale`` exactly when the scheme is W4A4."""
+        """One target's canonical tensors; ``input_global_scale`` exactly when the scheme is W4A4.
+
+        The encode scales are a toolchain's own divisors; each is stored only where ``1 / scale`` is not it.
+        """
         import torch
 
         if module.name not in self._missing:
@@ -75,13 +89,25 @@ class ArtifactWriter:
             expected = "needs one" if self._job.recipe.scheme is Scheme.W4A4 else "has none"
             raise QuantizationError(f"{module.name}: scheme {self._job.recipe.scheme} {expected}: input_global_scale")
         del self._missing[module.name]
-        global_scale = _positive_scalar(weight.global_scale, f"{module.name}.{GLOBAL_SCALE}")
         self._shards.add(f"{module.name}.{PACKED_WEIGHT}", weight.packed_weight)
         self._shards.add(f"{module.name}.{BLOCK_SCALE}", weight.block_scale)
-        self._shards.add(f"{module.name}.{GLOBAL_SCALE}", global_scale)
+        self._add_scale(module.name, GLOBAL_SCALE, weight.global_scale, encode_scale)
         if input_global_scale is not None:
-            scale = _positive_scalar(torch.as_tensor(input_global_scale), f"{module.name}.{INPUT_GLOBAL_SCALE}")
-            self._shards.add(f"{module.name}.{INPUT_GLOBAL_SCALE}", scale)
+            scale = torch.as_tensor(input_global_scale)
+            self._add_scale(module.name, INPUT_GLOBAL_SCALE, scale, input_encode_scale)
+
+    def _add_scale(
+        self, module: str, kind: str, value: torch.Tensor, encode_scale: torch.Tensor | float | None
+    ) -> None:
+        import torch
+
+        scale = _positive_scalar(value, f"{module}.{kind}")
+        self._shards.add(f"{module}.{kind}", scale)
+        if encode_scale is not None:
+            name = f"{module}.{ENCODE_SCALES[kind]}"
+            divisor = _positive_scalar(torch.as_tensor(encode_scale), name)
+            if not torch.equal(scale.reciprocal(), divisor):
+                self._shards.add(name, divisor)
 
     def add_kv_scales(self, attention: str, k_scale: torch.Tensor | float, v_scale: torch.Tensor | float) -> None:
         """FP8 scales of one layer's keys and values, decode direction; ``attention`` is ``...layers.N.self_attn``."""
@@ -100,6 +126,13 @@ class ArtifactWriter:
     def record_fallback(self, module: ModuleName | str, rule: str, detail: str) -> None:
         """Say that a value of ``module`` was derived by ``rule`` instead of measured."""
         self._fallbacks.append(Fallback(module=str(module), rule=rule, detail=detail))
+
+    def record_transformed(self, module: ModuleName | str, how: str) -> None:
+        """Say that a module's weight was changed on purpose before rounding, its partner's to match (AWQ and kin).
+
+        Its decoded weight is then not close to the source's, and the verifier must not expect it.
+        """
+        self._transformed[str(module)] = how
 
     def note(self, text: str) -> None:
         """A remark that belongs to the result, such as a quantizer's own peculiarity."""
@@ -126,6 +159,7 @@ class ArtifactWriter:
                 "quantized_modules": tuple(m.name for m in self._job.targets),
                 "expert_token_counts": dict(sorted(self._token_counts.items())),
                 "fallbacks": tuple(f.model_dump() for f in self._fallbacks),
+                "transformed": dict(sorted(self._transformed.items())),
                 "notes": tuple(self._notes),
                 "files": sha256_files(self._folder),
                 **facts,
@@ -192,5 +226,5 @@ class Artifact:
 
     def kept(self) -> tuple[str, ...]:
         """Names of the tensors that belong to no quantized module, in file order."""
-        suffixes = (PACKED_WEIGHT, BLOCK_SCALE, GLOBAL_SCALE, INPUT_GLOBAL_SCALE)
+        suffixes = (PACKED_WEIGHT, BLOCK_SCALE, GLOBAL_SCALE, INPUT_GLOBAL_SCALE, *ENCODE_SCALES.values())
         return tuple(e.name for e in self.tensors if e.name.rsplit(".", 1)[-1] not in suffixes)

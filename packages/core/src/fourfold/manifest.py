@@ -77,6 +77,8 @@ class Manifest(Config):
     quantized_modules: tuple[str, ...]
     expert_token_counts: dict[str, tuple[int, ...]] = Field(default_factory=dict)
     fallbacks: tuple[Fallback, ...] = ()
+    #: Modules whose weights were changed on purpose before rounding, and how.
+    transformed: dict[str, str] = Field(default_factory=dict)
     notes: tuple[str, ...] = ()
     files: dict[str, str] = Field(default_factory=dict)
 

@@ -88,6 +88,8 @@ COMPRESSED_TENSORS = Layout(
     scalar_shape=(1,),
     kv_scales={"k_scale": "k_scale", "v_scale": "v_scale"},
 )
+#: What an artifact may hold beside a scale; see :mod:`fourfold.artifact`.
+ENCODE_SUFFIXES = ("global_encode_scale", "input_global_encode_scale")
 LAYOUTS = {layout.name: layout for layout in (CANONICAL, MODELOPT, COMPRESSED_TENSORS)}
 
 
@@ -122,7 +124,8 @@ class QuantizedFolder:
         self.layout = detect_layout(self.tensors)
         suffix = f".{self.layout.global_scale}"
         self.modules = tuple(e.name.removesuffix(suffix) for e in self.tensors if e.name.endswith(suffix))
-        owned = {f"{module}.{suffix}" for module in self.modules for suffix in self.layout.suffixes}
+        suffixes = self.layout.suffixes + (ENCODE_SUFFIXES if self.layout is CANONICAL else ())
+        owned = {f"{module}.{suffix}" for module in self.modules for suffix in suffixes}
         self.kept = tuple(e.name for e in self.tensors if e.name not in owned)
 
     def key(self, module: str, canonical: str) -> str:

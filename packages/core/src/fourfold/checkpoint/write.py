@@ -8,15 +8,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fourfold.artifact import GLOBAL_SCALE, INPUT_GLOBAL_SCALE, Artifact
+from fourfold.artifact import ENCODE_SCALES, Artifact
 from fourfold.checkpoint.layouts import CANONICAL, Layout
 from fourfold.checkpoint.stream import DEFAULT_SHARD_BYTES, ShardWriter
 
 if TYPE_CHECKING:
-    from fourfold.progress import Progress
+    import torch
 
-#: A tensor's new name: layout suffix, and whether its value changes direction.
-_SCALES = (GLOBAL_SCALE, INPUT_GLOBAL_SCALE)
+    from fourfold.progress import Progress
 
 
 def write_checkpoint(
@@ -41,8 +40,9 @@ def write_checkpoint(
         module, _, suffix = entry.name.rpartition(".")
         tensor = tensors.read(entry.name)
         if module in modules and suffix in CANONICAL.suffixes:
-            stored = layout.to_stored(tensor) if suffix in _SCALES else tensor
-            shards.add(f"{module}.{getattr(layout, suffix)}", stored)
+            shards.add(f"{module}.{getattr(layout, suffix)}", _stored(artifact, layout, module, suffix, tensor))
+        elif module in modules and suffix in ENCODE_SCALES.values():
+            pass  # read beside its scale, by a layout that stores divisors
         elif suffix in layout.kv_scales:
             shards.add(f"{module}.{layout.kv_scales[suffix]}", tensor.reshape(layout.scalar_shape))
         else:
@@ -54,3 +54,13 @@ def write_checkpoint(
         (destination / name).write_text(text, encoding="utf-8")
     for name in tensors.side_files():
         shutil.copyfile(artifact.path / name, destination / name)
+
+
+def _stored(artifact: Artifact, layout: Layout, module: str, suffix: str, tensor: torch.Tensor) -> torch.Tensor:
+    """The tensor as ``layout`` stores it; a recorded divisor is preferred to the reciprocal of its scale."""
+    if suffix not in ENCODE_SCALES:
+        return tensor
+    divisor = f"{module}.{ENCODE_SCALES[suffix]}"
+    if layout.reciprocal and divisor in artifact.tensors:
+        return artifact.tensors.read(divisor).reshape(layout.scalar_shape)
+    return layout.to_stored(tensor)
