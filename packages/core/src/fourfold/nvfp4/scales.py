@@ -127,7 +127,8 @@ def block_scale_from_amax(
     if policy is BlockScalePolicy.COMPRESSED_TENSORS:
         encode = global_scale.reciprocal() if encode_scale is None else encode_scale
         six = torch.tensor(E2M1_MAX, dtype=block_amax.dtype, device=block_amax.device)
-        scale = (encode * (block_amax / six)).clamp(max=E4M3_MAX).to(torch.float8_e4m3fn)
+        quotient = (block_amax / six).to(torch.float32)
+        scale = (encode * quotient).clamp(max=E4M3_MAX).to(torch.float8_e4m3fn)
         return _replace_zeros(scale, _COMPRESSED_TENSORS_ZERO)
     ratio = block_amax.to(torch.float32) / (E2M1_MAX * global_scale)
     if policy is BlockScalePolicy.FOURFOLD and bool((ratio > E4M3_OVERFLOW).any()):
