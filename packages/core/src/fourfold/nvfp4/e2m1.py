@@ -39,7 +39,7 @@ def encode_e2m1(values: torch.Tensor) -> torch.Tensor:
     """Codes (uint8, 0-15) of ``values``, any shape; computed in float32. NaN is refused by :func:`quantize`, not here."""
     values = values.to(torch.float32)
     thresholds = torch.tensor(_THRESHOLDS, dtype=torch.float32, device=values.device)
-    codes = torch.bucketize(values.abs(), thresholds, out_int32=True).to(torch.uint8)
+    codes = torch.bucketize(values.abs().contiguous(), thresholds, out_int32=True).to(torch.uint8)
     return codes.add_((values < 0).to(torch.uint8), alpha=_SIGN_BIT)
 
 
