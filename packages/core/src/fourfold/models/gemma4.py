@@ -31,6 +31,7 @@ EXPERT_PROJECTIONS = ("gate_proj", "up_proj", "down_proj")
 
 _LAYER = re.compile(r"^(?P<prefix>model\.(?:language_model\.)?)layers\.(?P<layer>\d+)\.(?P<rest>.+)$")
 _DENSE = re.compile(r"^(?:self_attn\.[qkvo]_proj|mlp\.(?:gate|up|down)_proj)\.weight$")
+_EXPERT = re.compile(r"^(?P<parent>.+\.experts)\.(?P<expert>\d+)\.(?P<projection>gate_proj|up_proj|down_proj)$")
 
 
 class ModuleKind(StrEnum):
@@ -155,27 +156,64 @@ def _expert_modules(
     expected = (num_experts, 2 * width, hidden) if fused_gate_up else (num_experts, hidden, width)
     if shape != expected:
         raise ModelError(f"{source.path}: {tensor} has shape {list(shape)}, config.json says {list(expected)}")
-    layer = int(match["layer"])
-    base = f"{match['prefix']}layers.{layer}.experts"
-    rows = {"gate_proj": slice(0, width), "up_proj": slice(width, 2 * width)} if fused_gate_up else {"down_proj": None}
+    return list(fused_linears(tensor, shape))
+
+
+def fused_linears(tensor: str, shape: tuple[int, ...]) -> tuple[LinearModule, ...]:
+    """The linears that a fused expert tensor holds, in expert order; empty for any other tensor."""
+    match = _LAYER.match(tensor)
+    if match is None or match["rest"] not in (GATE_UP, DOWN) or len(shape) != 3:
+        return ()
+    if match["rest"] == DOWN:
+        num_experts, rows, columns = shape
+        parts: dict[str, slice | None] = {"down_proj": None}
+    else:
+        num_experts, rows, columns = shape[0], shape[1] // 2, shape[2]
+        parts = {"gate_proj": slice(0, rows), "up_proj": slice(rows, 2 * rows)}
+    base = tensor.rsplit(".", 1)[0]
     modules = []
     for expert in range(num_experts):
-        for projection, part in rows.items():
+        for projection, part in parts.items():
             name = ModuleName(f"{base}.{expert}.{projection}")
             modules.append(
                 LinearModule(
                     name=name,
                     kind=ModuleKind.EXPERT,
-                    layer=layer,
+                    layer=int(match["layer"]),
                     expert=expert,
                     projection=projection,
-                    shape=(hidden, width) if part is None else (width, hidden),
+                    shape=(rows, columns),
                     tensor=tensor,
                     slices=(expert,) if part is None else (expert, part),
                     scale_group=name if part is None else f"{base}.{expert}.gate_up",
                 )
             )
-    return modules
+    return tuple(modules)
+
+
+def linear_module(name: str, shape: tuple[int, ...]) -> LinearModule | None:
+    """The quantizable linear of that name, un-fused and read from ``name.weight`` [O, K]; None for any other module."""
+    match = _LAYER.match(name)
+    if match is None or len(shape) != 2:
+        return None
+    tensor = f"{name}.weight"
+    if _DENSE.match(f"{match['rest']}.weight"):
+        return _dense_module(tensor, shape, match)
+    expert = _EXPERT.match(name)
+    if expert is None or not match["rest"].startswith("experts."):
+        return None
+    down = expert["projection"] == "down_proj"
+    return LinearModule(
+        name=ModuleName(name),
+        kind=ModuleKind.EXPERT,
+        layer=int(match["layer"]),
+        expert=int(expert["expert"]),
+        projection=expert["projection"],
+        shape=(shape[0], shape[1]),
+        tensor=tensor,
+        slices=(),
+        scale_group=name if down else f"{expert['parent']}.{expert['expert']}.gate_up",
+    )
 
 
 def _dense_module(tensor: str, shape: tuple[int, ...], match: re.Match[str]) -> LinearModule:
