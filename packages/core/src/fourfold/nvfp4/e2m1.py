@@ -1,11 +1,11 @@
 """E2M1 codes: rounding, encoding, packing, and back.
 
 Rounding is to the nearest grid value, ties to the even code (0.25 -> 0, 0.75 -> 1, 1.25 -> 1, 1.75 -> 2,
-2.5 -> 2, 3.5 -> 4, 5 -> 4), saturating at 6. ModelOpt, compressed-tensors and vLLM all break ties this way, so
-codes never differ between them because of a tie; they differ because the scaled value does.
+2.5 -> 2, 3.5 -> 4, 5 -> 4), saturating at 6. ModelOpt, compressed-tensors and vLLM all break ties this way,
+so codes never differ between them because of a tie; they differ because the scaled value does.
 
-Sign: a code is negative when the value is below zero. A negative value that rounds to zero keeps its sign (code 8,
-which decodes to -0.0); an input of -0.0 is not below zero and becomes code 0. All three toolchains agree on both.
+Sign: a code is negative when the value is below zero. A negative value that rounds to zero keeps its sign
+(code 8, which decodes to -0.0); an input of -0.0 is not below zero and becomes code 0. Both toolchains agree.
 
 Packing: two codes a byte along the last axis, the even column in the low nibble.
 """
@@ -13,6 +13,7 @@ Packing: two codes a byte along the last axis, the even column in the low nibble
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import torch
 
@@ -26,17 +27,17 @@ def _below(value: float) -> float:
     return torch.nextafter(torch.tensor(value), torch.tensor(-math.inf)).item()
 
 
-# Seven thresholds between the eight magnitudes; a value takes the next code when it is greater. Where the next
-# code is the even one, the tie belongs to it, and the threshold moves one float32 down.
+# Seven thresholds between the eight magnitudes; a value takes the next code when it is greater. Where the
+# next code is the even one, the tie belongs to it, and the threshold moves one float32 down.
 _THRESHOLDS = tuple(
     _below((low + high) / 2) if code % 2 == 0 else (low + high) / 2
-    for code, (low, high) in enumerate(zip(E2M1_GRID, E2M1_GRID[1:], strict=False), start=1)
+    for code, (low, high) in enumerate(pairwise(E2M1_GRID), start=1)
 )
 _DECODE = E2M1_GRID + tuple(-value for value in E2M1_GRID)
 
 
 def encode_e2m1(values: torch.Tensor) -> torch.Tensor:
-    """Codes (uint8, 0-15) of ``values``, any shape; computed in float32. NaN is refused by :func:`quantize`, not here."""
+    """Codes (uint8, 0-15) of ``values``, any shape; computed in float32. NaN is the caller's to refuse."""
     values = values.to(torch.float32)
     thresholds = torch.tensor(_THRESHOLDS, dtype=torch.float32, device=values.device)
     codes = torch.bucketize(values.abs().contiguous(), thresholds, out_int32=True).to(torch.uint8)

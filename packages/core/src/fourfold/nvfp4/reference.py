@@ -1,9 +1,9 @@
 """The NVFP4 reference codec: quantize, dequantize, fake-quantize, in plain torch on any device.
 
-It is the judge of every backend: with a policy named (:mod:`fourfold.nvfp4.scales`) it reproduces that producer's
-packed bytes and block scales. All arithmetic is float32 after the amax; inputs are never modified.
+It is the judge of every backend: with a policy named (:mod:`fourfold.nvfp4.scales`) it reproduces that
+producer's packed bytes and block scales. All arithmetic is float32 after the amax; inputs are never modified.
 
-Shape letters: O out features, K in features, G = K/16 blocks, P = K/2 bytes; ``...`` any leading axes, such as E.
+Shape letters: O out features, K in features, G = K/16 blocks, P = K/2 bytes; ``...`` leading axes, such as E.
 """
 
 from __future__ import annotations
@@ -42,16 +42,16 @@ def quantize(
     Args:
         weight: K a multiple of 16; contiguous or not.
         global_scale: float32 [] or [...], decode direction. Without it, one a matrix from amax over [O, K].
-        global_amax: instead of ``global_scale``, the amax of the scale group the weight belongs to, in the weight's
-            dtype, [] or [...]. Under ``COMPRESSED_TENSORS`` the only exact way to share a scale, as a float32
-            reciprocal does not always invert.
+        global_amax: instead of ``global_scale``, the amax of the scale group the weight belongs to, in the
+            weight's dtype, [] or [...]. Under ``COMPRESSED_TENSORS`` the only exact way to share a scale, as
+            a float32 reciprocal does not always invert.
         block_scale: float8_e4m3fn [..., O, G], for scales searched elsewhere; needs ``global_scale`` too.
         policy: whose arithmetic to follow.
 
     Raises:
         TypeError: a dtype other than the above.
-        ValueError: an empty weight, K not a multiple of 16, NaN or infinity, scales that contradict each other or
-            cannot be represented.
+        ValueError: an empty weight, K not a multiple of 16, NaN or infinity, scales that contradict each
+            other or cannot be represented.
     """
     _check_weight(weight)
     if global_scale is not None and global_amax is not None:
@@ -111,19 +111,20 @@ def fake_quantize(
 
 
 def fake_quantize_activations(x: torch.Tensor, input_global_scale: torch.Tensor) -> torch.Tensor:
-    """What W4A4 hardware and vLLM make of activations ``x`` [..., K]: static global scale, dynamic block scales.
+    """What W4A4 hardware and vLLM make of activations ``x`` [..., K]: static global, dynamic block scales.
 
     The rule, in float32, with r = 1 / ``input_global_scale``:
-    block scale s = e4m3(min(r x (amax x (1/6)), 448)); code = e2m1(clamp(x x (1 / (s x (1/r))), -6, 6)), 0 where s
-    is 0; result = code x (s / r), in ``x``'s dtype. Unlike weights, a tiny block flushes to zero (its s rounds to
-    0), and the order multiplies by reciprocals where the weight's divides. Source: vLLM's
+    block scale s = e4m3(min(r x (amax x (1/6)), 448)); code = e2m1(clamp(x x (1 / (s x (1/r))), -6, 6)), 0
+    where s is 0; result = code x (s / r), in ``x``'s dtype. Unlike weights, a tiny block flushes to zero (its
+    s rounds to 0), and the order multiplies by reciprocals where the weight's divides. Source: vLLM's
     ``ref_nvfp4_quant_dequant``, bit for bit but for the sign of zero.
 
-    ``input_global_scale`` is float32, decode direction, [] (amax / (6 x 448) of the calibration data). Activations
-    over that amax saturate, as they do when served.
+    ``input_global_scale`` is float32, decode direction, [] (amax / (6 x 448) of the calibration data).
+    Activations over that amax saturate, as they do when served.
 
     Raises:
-        TypeError: another dtype. ValueError: K not a multiple of 16, an empty tensor, a scale not positive and finite.
+        TypeError: another dtype. ValueError: K not a multiple of 16, an empty tensor, a scale not positive
+        and finite.
     """
     _check_float(x, "x")
     check_global_scale(input_global_scale, "input_global_scale")

@@ -1,38 +1,40 @@
 """From amax to scales: the one place where a global scale or a block scale is computed.
 
 A policy names how one producer does it, so that its bytes can be reproduced and its differences explained.
-amax is the largest absolute value of a block or a tensor and is never called a scale. All global scales here are
-in decode direction (they multiply): ``global_scale = amax / (6 x 448)``.
+amax is the largest absolute value of a block or a tensor and is never called a scale. All global scales here
+are in decode direction (they multiply): ``global_scale = amax / (6 x 448)``.
 
 What differs between the policies, and what it does:
 
-====================  =============================  ============================  ================================
-..                    fourfold                       modelopt (0.47)               compressed-tensors (0.19)
-====================  =============================  ============================  ================================
-arithmetic            float32                        float32                       amax's own dtype, then float32
-global scale          amax / 2688                    amax / 2688                   1 / encode scale, where encode
-                                                                                   scale = (1/amax) x 2688, both
-                                                                                   roundings in amax's dtype
-block scale           amax / (6 x global)            the same                      encode scale x (amax/6), the
-                                                                                   quotient in amax's dtype
-element               w / (block x global)           the same                      w / (block / encode scale)
-zero block            1.0                            1.0                           0.125
-tiny block            at least 2^-9                  at least 2^-9                 rounds; 0 becomes 0.125
-block scale > 448     refused                        saturates                     saturates
-all-zero tensor       refused                        NaN (refused here)            global scale 1.0
-====================  =============================  ============================  ================================
+==================  =======================  ==================  =====================================
+..                  fourfold                 modelopt (0.47)     compressed-tensors (0.19)
+==================  =======================  ==================  =====================================
+arithmetic          float32                  float32             amax's own dtype, then float32
+global scale        amax / 2688              amax / 2688         1 / encode scale; encode scale =
+                                                                 (1/amax) x 2688, both roundings in
+                                                                 amax's dtype
+block scale         amax / (6 x global)      the same            encode scale x (amax/6), the quotient
+                                                                 in amax's dtype
+element             w / (block x global)     the same            w / (block / encode scale)
+zero block          1.0                      1.0                 0.125
+tiny block          at least 2^-9            at least 2^-9       rounds; 0 becomes 0.125
+block scale > 448   refused                  saturates           saturates
+all-zero tensor     refused                  NaN (refused here)  global scale 1.0
+==================  =======================  ==================  =====================================
 
-With BF16 weights, two BF16 roundings move compressed-tensors' global scale by up to 0.6 %, and with it every block
-scale near a rounding boundary and every element near a tie: this, not the rounding to the grid, is why the two
-toolchains' bytes differ on equal weights. In float16 its encode scale overflows for amax below 0.041 and the global
-scale silently becomes 1.0. A tiny block, whose scale would round to 0, loses everything under compressed-tensors
-(0.125 is far above its values), and keeps its largest values under the other two. Zero blocks decode to 0 under all.
+With BF16 weights, two BF16 roundings move compressed-tensors' global scale by up to 0.6 %, and with it every
+block scale near a rounding boundary and every element near a tie: this, not the rounding to the grid, is why
+the two toolchains' bytes differ on equal weights. In float16 its encode scale overflows for amax below 0.041
+and the global scale silently becomes 1.0. A tiny block, whose scale would round to 0, loses everything under
+compressed-tensors (0.125 is far above its values), and keeps its largest values under the other two. Zero
+blocks decode to 0 under all.
 
-ModelOpt divides by the Python number 2688, which CUDA turns into a product with its float32 reciprocal: on a GPU its
-global scale can be one ulp off the CPU's. Its policy follows the device; ours divides truly on every device.
-ModelOpt's static quantizers (MSE, four-over-six) compute ``(block amax / 6) x 448 / (global amax / 6)``, an order
-of its own that starts from searched amax; take their block scales as given (``quantize(..., block_scale=)``).
-ModelOpt's Triton fake-quantization lacks the 2^-9 floor of its export: there, tiny blocks become zero.
+ModelOpt divides by the Python number 2688, which CUDA turns into a product with its float32 reciprocal: on a
+GPU its global scale can be one ulp off the CPU's. Its policy follows the device; ours divides truly on every
+device. ModelOpt's static quantizers (MSE, four-over-six) compute ``(block amax / 6) x 448 / (global amax /
+6)``, an order of its own that starts from searched amax; take their block scales as given (``quantize(...,
+block_scale=)``). ModelOpt's Triton fake-quantization lacks the 2^-9 floor of its export: there, tiny blocks
+become zero.
 """
 
 from __future__ import annotations
@@ -56,7 +58,7 @@ _ZERO_BLOCK = 1.0
 
 
 class BlockScalePolicy(StrEnum):
-    """Whose order of operations and whose treatment of zero and tiny blocks; the module's table says what each does."""
+    """Whose order of operations and whose zero and tiny blocks; the module's table says what each does."""
 
     FOURFOLD = "fourfold"
     MODELOPT = "modelopt"
@@ -68,12 +70,13 @@ def global_scale_from_amax(
 ) -> torch.Tensor:
     """Global scale, float32, decode direction, in ``amax``'s shape.
 
-    ``amax`` is float32, bfloat16 or float16; its dtype matters under ``COMPRESSED_TENSORS``: pass it in the weight's.
+    ``amax`` is float32, bfloat16 or float16; its dtype matters under ``COMPRESSED_TENSORS``: pass it in the
+    weight's.
 
     Raises:
         TypeError: another dtype.
-        ValueError: amax is negative, NaN or infinite; or it is zero, or so small that the scale would be a float32
-            subnormal, under a policy that has no answer (only ``COMPRESSED_TENSORS`` has: 1.0).
+        ValueError: amax is negative, NaN or infinite; or it is zero, or so small that the scale would be a
+            float32 subnormal, under a policy that has no answer (only ``COMPRESSED_TENSORS`` has: 1.0).
     """
     if policy is BlockScalePolicy.COMPRESSED_TENSORS:
         return encode_scale_from_amax(amax).reciprocal()
@@ -86,7 +89,7 @@ def global_scale_from_amax(
         scale = amax.to(torch.float32) / divisor
     if bool((scale < FLOAT32_MIN_NORMAL).any()):
         raise ValueError(
-            f"amax {amax.min().item():g} gives a zero or subnormal global scale: the tensor is all zero or nearly; "
+            f"amax {amax.min().item():g} gives a zero or subnormal global scale: the tensor is (nearly) zero; "
             "pass a global_scale or the amax of its scale group"
         )
     return scale
@@ -113,9 +116,10 @@ def block_scale_from_amax(
 ) -> torch.Tensor:
     """Block scale, float8_e4m3fn, in ``block_amax``'s shape.
 
-    ``block_amax`` [..., O, G] is float32, bfloat16 or float16 (its dtype matters under ``COMPRESSED_TENSORS``);
-    ``global_scale`` is float32 and broadcasts against it. ``encode_scale`` is compressed-tensors' exact reciprocal
-    where it is known: float32 reciprocals do not always invert (17 % of mantissas come back one ulp off).
+    ``block_amax`` [..., O, G] is float32, bfloat16 or float16 (its dtype matters under
+    ``COMPRESSED_TENSORS``); ``global_scale`` is float32 and broadcasts against it. ``encode_scale`` is
+    compressed-tensors' exact reciprocal where it is known: float32 reciprocals do not always invert (17 % of
+    mantissas come back one ulp off).
 
     Raises:
         TypeError: another dtype.
@@ -133,8 +137,8 @@ def block_scale_from_amax(
     ratio = block_amax.to(torch.float32) / (E2M1_MAX * global_scale)
     if policy is BlockScalePolicy.FOURFOLD and bool((ratio > E4M3_OVERFLOW).any()):
         raise ValueError(
-            f"a block with amax {block_amax.max().item():g} needs a block scale of {ratio.max().item():g}, over "
-            f"{E4M3_MAX:g}: the global scale is too small; take it from the amax of the whole scale group"
+            f"a block with amax {block_amax.max().item():g} needs a block scale of {ratio.max().item():g}, "
+            f"over {E4M3_MAX:g}: the global scale is too small; take it from the amax of the whole scale group"
         )
     ratio = torch.where(ratio == 0, torch.full_like(ratio, _ZERO_BLOCK), ratio)
     return ratio.clamp(min=E4M3_MIN_SUBNORMAL, max=E4M3_MAX).to(torch.float8_e4m3fn)

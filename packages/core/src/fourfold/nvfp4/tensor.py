@@ -1,10 +1,12 @@
 """The canonical NVFP4 weight: three tensors, all in decode direction.
 
-decode: ``w = e2m1(code) x (block_scale x global_scale)``, in float32 and in this order. The bracket is rounded
-once, then the product; ModelOpt and vLLM decode in the same order. compressed-tensors stores the reciprocal of
-the global scale and computes ``block_scale / reciprocal`` instead, which can differ from this by one float32 ulp.
+decode: ``w = e2m1(code) x (block_scale x global_scale)``, in float32 and in this order. The bracket is
+rounded once, then the product; ModelOpt and vLLM decode in the same order. compressed-tensors stores the
+reciprocal of the global scale and computes ``block_scale / reciprocal`` instead, which can differ from this
+by one float32 ulp.
 
-Shape letters: O out features, K in features, P = K/2 bytes, G = K/16 blocks; ``...`` any leading axes, such as E.
+Shape letters: O out features, K in features, P = K/2 bytes, G = K/16 blocks; ``...`` any leading axes, such
+as E.
 """
 
 from __future__ import annotations
