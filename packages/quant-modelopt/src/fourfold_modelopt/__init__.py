@@ -1,0 +1,1 @@
+"""Fourfold's NVIDIA ModelOpt backend: unfuser, quantizer and the ``modelopt`` layout's exporter."""

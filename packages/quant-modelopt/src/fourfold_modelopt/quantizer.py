@@ -1,0 +1,133 @@
+"""The quantizer ``modelopt``: load, convert, calibrate, search, share scales, write."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import modelopt.torch.quantization as mtq
+import torch
+from fourfold.config import KVCache
+from fourfold.errors import ConfigError
+from fourfold.interfaces.quantizer import QuantizeJob, Quantizer
+from torch import nn
+
+from fourfold_modelopt import algorithms, cpu_backend
+from fourfold_modelopt.coverage import RouterTally, apply_rare_rule
+from fourfold_modelopt.groups import share_scales
+from fourfold_modelopt.harvest import attention_modules, write_kv_scales, write_weights
+from fourfold_modelopt.linears import QuantizedLinear, enable, find_linears
+from fourfold_modelopt.loading import input_device, load_model, require_device
+from fourfold_modelopt.options import ModelOptOptions
+from fourfold_modelopt.search import LocalHessians, search_block_scales
+
+if TYPE_CHECKING:
+    from fourfold.artifact import ArtifactWriter
+    from fourfold.progress import Progress
+    from transformers import PreTrainedModel
+
+#: ModelOpt converts the whole model and quantizes nothing yet: the targets are switched on one by one.
+_ALL_OFF = {"quant_cfg": [{"quantizer_name": "*", "enable": False}], "algorithm": None}
+
+
+class ModelOptQuantizer(Quantizer[ModelOptOptions]):
+    """Quantizes with NVIDIA ModelOpt, on a CPU, one GPU, or several through accelerate's device map."""
+
+    def quantize(self, job: QuantizeJob, artifact: ArtifactWriter, progress: Progress) -> None:
+        """See :class:`fourfold.interfaces.quantizer.Quantizer`."""
+        self._check(job)
+        torch.manual_seed(job.seed)
+        progress.begin("load model", total=None, unit="model")
+        model = load_model(job.model_path, job.source.config, job.device)
+        with torch.no_grad():
+            linears = self.calibrate(model, job, artifact, progress)
+            write_weights(linears, job, artifact, progress)
+            write_kv_scales(model, job, artifact)
+
+    def calibrate(
+        self, model: PreTrainedModel, job: QuantizeJob, artifact: ArtifactWriter, progress: Progress
+    ) -> tuple[QuantizedLinear, ...]:
+        """Everything between a loaded model and final scales, in place; token counts and fallbacks go to ``artifact``."""
+        linears = self._convert(model, job)
+        run = _forward_loop(job, progress) if job.tokens is not None else None
+        tally = RouterTally(job.gemma, job.tokens.num_tokens) if job.tokens is not None else None
+        algorithm = algorithms.calibration_algorithm(self.options)
+        if run is None or tally is None:
+            mtq.calibrate(model, algorithm)
+        else:
+            with tally.watching(model):
+                mtq.calibrate(model, algorithm, run)
+        for linear in linears:
+            # AWQ clip leaves the weights of an expert without tokens switched off, and thus in BF16.
+            linear.weight_quantizer.enable()
+        if tally is not None:
+            for layer, counts in tally.counts.items():
+                artifact.record_expert_tokens(layer, counts)
+            apply_rare_rule(linears, tally.counts, job.recipe, self.options.weight_algorithm, artifact)
+        share_scales(linears)
+        self._search(model, linears, run, progress)
+        return linears
+
+    def _check(self, job: QuantizeJob) -> None:
+        """Everything that can be refused before the model is loaded."""
+        self.options.check(job.recipe, job.device)
+        self.options.check_unfuser(job.unfuser_name)
+        require_device(job.device)
+        if job.tokens is None and (self.options.needs_tokens or job.recipe.kv_cache is KVCache.FP8):
+            what = f"algorithm {self.options.algorithm}" if self.options.needs_tokens else "an FP8 KV cache"
+            raise ConfigError(f"{what} needs calibration tokens, and this job has none")
+
+    def _convert(self, model: PreTrainedModel, job: QuantizeJob) -> tuple[QuantizedLinear, ...]:
+        """Unfuse, let ModelOpt put quantizers in, and switch on those of the targets and of the KV cache."""
+        on_cpu = job.device == "cpu"
+        if on_cpu:
+            cpu_backend.register()
+        job.unfuser.unfuse(model)
+        mtq.quantize(model, _ALL_OFF)
+        linears = find_linears(model, job.targets)
+        enable(
+            linears,
+            algorithms.weight_attributes(self.options, on_cpu=on_cpu),
+            algorithms.input_attributes(job.recipe, on_cpu=on_cpu),
+        )
+        kv_attributes = algorithms.kv_attributes(job.recipe)
+        for name in attention_modules(job) if kv_attributes else ():
+            attention = model.get_submodule(name)
+            for quantizer in (attention.k_bmm_quantizer, attention.v_bmm_quantizer):
+                quantizer.set_from_attribute_config({**kv_attributes, "enable": True})
+        return linears
+
+    def _search(
+        self,
+        model: PreTrainedModel,
+        linears: tuple[QuantizedLinear, ...],
+        run: Callable[[nn.Module], None] | None,
+        progress: Progress,
+    ) -> None:
+        algorithm = self.options.weight_algorithm
+        if algorithm not in algorithms.SEARCHED:
+            return
+        hessians = None
+        if algorithm == "local-hessian":
+            hessians = LocalHessians()
+            with hessians.watching(linears):
+                run(model)
+        search_block_scales(linears, algorithm, hessians, progress)
+
+
+def _forward_loop(job: QuantizeJob, progress: Progress) -> Callable[[nn.Module], None]:
+    """A function that runs all calibration tokens through a model, reporting every batch."""
+    tokens, passes = job.tokens, 0
+
+    def run(model: nn.Module) -> None:
+        nonlocal passes
+        passes += 1
+        batches = tokens.batches(job.batch_size)
+        task = "calibrate" if passes == 1 else f"calibrate, pass {passes}"
+        progress.begin(task, total=len(batches), unit="batch")
+        for batch in batches:
+            # Logits of one position alone: a vocabulary of 262,144 makes all of them several GB.
+            model(input_ids=batch.to(input_device(model)), use_cache=False, logits_to_keep=1)
+            progress.advance()
+
+    return run
