@@ -23,7 +23,7 @@ KEYWORDS = (
 )  # fmt: skip
 
 _BULLET = re.compile(r"^\* \S", re.MULTILINE)
-_SENTENCE_END = re.compile(r"[.!?](?=\s|$)")
+_SENTENCE_END = re.compile(r"[.!?](?=[\s\"]|$)")
 _TITLE = re.compile(r"\A<<[^<>\n]*[^<>\s][^<>\n]*>>")
 
 

@@ -5,6 +5,7 @@ The key is the topic with its constraints: a held-out combination is never train
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from random import Random
 
@@ -56,7 +57,14 @@ _KEYWORD_SENTENCES = (
     "Somebody left a {k} near the {n}.",
 )
 _TITLES = ("{A} {N}", "The {N}", "About the {N}", "A {A} {N}")
-_MAX_DRAWS = 1000
+_MAX_DRAWS = 40
+
+_ARTICLE = re.compile(r"\b([Aa])(?= [aeiouAEIOU])")
+
+
+def _with_articles(text: str) -> str:
+    """``a`` before a vowel becomes ``an``."""
+    return _ARTICLE.sub(r"\1n", text)
 
 
 @dataclass(frozen=True)
@@ -72,14 +80,14 @@ class _Writer:
         n, m = self.rng.sample(nouns, 2)
         a, b, c = self.rng.sample(adjectives, 3)
         if keyword:
-            return self.rng.choice(_KEYWORD_SENTENCES).format(n=n, a=a, k=keyword)
-        templates = _SENTENCES if self.commas else _PLAIN_SENTENCES
-        return self.rng.choice(templates).format(n=n, m=m, a=a, b=b, c=c, v=self.rng.choice(doings))
+            return _with_articles(self.rng.choice(_KEYWORD_SENTENCES).format(n=n, a=a, k=keyword))
+        template = self.rng.choice(_SENTENCES if self.commas else _PLAIN_SENTENCES)
+        return _with_articles(template.format(n=n, m=m, a=a, b=b, c=c, v=self.rng.choice(doings)))
 
     def title(self) -> str:
         nouns, adjectives, _ = TOPICS[self.topic]
         n, a = self.rng.choice(nouns), self.rng.choice(adjectives)
-        return f"<<{self.rng.choice(_TITLES).format(N=n.capitalize(), A=a.capitalize())}>>"
+        return f"<<{_with_articles(self.rng.choice(_TITLES).format(N=n.capitalize(), A=a.capitalize()))}>>"
 
 
 def _num_sentences(rng: Random, asked: dict[str, Constraint]) -> int:
@@ -103,7 +111,7 @@ def _compose(rng: Random, topic: str, asked: dict[str, Constraint]) -> str:
     sentences += [writer.sentence() for _ in range(count - len(sentences))]
     rng.shuffle(sentences)
     if len(keywords) > count:
-        sentences[-1] = f"The {keywords[0]} is a {keywords[0]}."
+        sentences[-1] = _with_articles(f"The {keywords[0]} is a {keywords[0]}.")
     text = "\n".join(f"* {sentence}" for sentence in sentences) if "bullets" in asked else " ".join(sentences)
     if "title" in asked:
         text = f"{writer.title()}\n{text}"
@@ -116,18 +124,22 @@ def _compose(rng: Random, topic: str, asked: dict[str, Constraint]) -> str:
     return f'"{text}"' if "quote" in asked else text
 
 
+def _draw_satisfied(rng: Random) -> tuple[str, tuple[Constraint, ...], str]:
+    """A topic, constraints and a response that satisfies them; constraints that find none soon are drawn again."""
+    while True:
+        topic = rng.choice(list(TOPICS))
+        constraints = draw_constraints(rng)
+        asked = {constraint.kind: constraint for constraint in constraints}
+        for _ in range(_MAX_DRAWS):
+            target = _compose(rng, topic, asked)
+            if all(constraint.holds(target) for constraint in constraints):
+                return topic, constraints, target
+
+
 def make_instruct(rng: Random) -> Problem:
     """One prompt with a reference response that satisfies every constraint."""
-    topic = rng.choice(list(TOPICS))
-    constraints = draw_constraints(rng)
-    asked = {constraint.kind: constraint for constraint in constraints}
+    topic, constraints, target = _draw_satisfied(rng)
     prompt = " ".join([rng.choice(_OPENERS).format(topic=topic), *(c.ask(rng) for c in constraints)])
-    for _ in range(_MAX_DRAWS):
-        target = _compose(rng, topic, asked)
-        if all(constraint.holds(target) for constraint in constraints):
-            break
-    else:
-        raise ValueError(f"instruct: found no text about {topic} with {constraints}")
     return Problem(
         task="instruct",
         key=f"instruct:{topic}:{sorted((c.kind, c.text, c.count) for c in constraints)}",

@@ -84,21 +84,20 @@ def make_prose(rng: Random) -> Problem:
         "role": rng.choice(_ROLES), "thing": rng.choice(_THINGS),
     }  # fmt: skip
 
-    def line(templates: tuple[str, ...]) -> str:
-        text = rng.choice(templates).format(
+    def line(template: str) -> str:
+        text = template.format(
             weather=rng.choice(_WEATHER), time=rng.choice(_TIMES), feeling=rng.choice(_FEELINGS),
             number=rng.choice(_NUMBERS), **names,
         )  # fmt: skip
         return text[0].upper() + text[1:]
 
-    first = [line(_OPENINGS), line(_WISHES), line(_ASIDES), line(_TROUBLES)]
-    second = [line(_HELPS), line(_ASIDES), line(_ENDINGS)]
-    for paragraph, extra in ((first, _TROUBLES), (second, _HELPS)):
-        if rng.random() < 0.5:
-            paragraph.insert(-1, line(extra))
+    troubles, helps, asides = (rng.sample(templates, 2) for templates in (_TROUBLES, _HELPS, _ASIDES))
+    first = [rng.choice(_OPENINGS), rng.choice(_WISHES), asides[0], *troubles[: rng.randint(1, 2)]]
+    second = [*helps[: rng.randint(1, 2)], asides[1], rng.choice(_ENDINGS)]
+    for paragraph, aside in ((first, asides[0]), (second, asides[1])):
         if rng.random() < 0.3:
-            del paragraph[-2]
-    story = " ".join(first) + "\n\n" + " ".join(second)
+            paragraph.remove(aside)
+    story = "\n\n".join(" ".join(line(template) for template in paragraph) for paragraph in (first, second))
     return Problem(task="prose", key=f"prose:{story}", prompt="", target=story)
 
 

@@ -1,0 +1,39 @@
+"""The recipe that made the demo model: everything the weights depend on besides the code."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """Training settings; the committed weights were made with the defaults."""
+
+    seed: int = 20_261_123
+    num_steps: int = 6000
+    """Optimizer steps."""
+    problems_per_step: Mapping[str, int] = field(
+        default_factory=lambda: MappingProxyType({"math": 192, "instruct": 192, "prose": 48, "vision": 64, "clip": 24})
+    )
+    row_tokens: int = 512
+    """Tokens in a packed row."""
+    peak_learning_rate: float = 3e-3
+    warmup_steps: int = 200
+    decay_share: float = 0.35
+    """Last share of the steps, in which the learning rate falls linearly to zero."""
+    weight_decay: float = 0.05
+    betas: tuple[float, float] = (0.9, 0.95)
+    max_gradient_norm: float = 1.0
+    balance_weight: float = 0.01
+    """Weight of the router's load-balancing loss."""
+    initial_layer_scalar: float = 0.8
+    """Starting value of each layer's ``layer_scalar``, which is then trained."""
+
+    def learning_rate(self, step: int) -> float:
+        """Warm-up, plateau, linear decay."""
+        decay_steps = max(1, round(self.num_steps * self.decay_share))
+        warm = min(1.0, (step + 1) / max(1, self.warmup_steps))
+        cool = min(1.0, (self.num_steps - step) / decay_steps)
+        return self.peak_learning_rate * min(warm, cool)
