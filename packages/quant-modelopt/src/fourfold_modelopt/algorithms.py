@@ -17,7 +17,10 @@ from fourfold.config import KVCache, Recipe, Scheme
 from fourfold_modelopt.cpu_backend import ACTIVATIONS, WEIGHTS
 from fourfold_modelopt.options import ModelOptOptions
 
-_NVFP4: dict[str, Any] = {"num_bits": (2, 1), "block_sizes": {-1: 16, "type": "dynamic", "scale_bits": (4, 3)}}
+_NVFP4: dict[str, Any] = {
+    "num_bits": (2, 1),
+    "block_sizes": {-1: 16, "type": "dynamic", "scale_bits": (4, 3)},
+}
 _NVFP4_STATIC: dict[str, Any] = {
     "num_bits": (2, 1),
     "block_sizes": {-1: 16, "type": "static", "scale_bits": (4, 3)},

@@ -57,7 +57,9 @@ class RouterTally:
                 handle.remove()
         for layer, seen in self._seen.items():
             if seen < self._num_tokens:
-                raise QuantizationError(f"layer {layer}: its router saw {seen} of {self._num_tokens} calibration tokens")
+                raise QuantizationError(
+                    f"layer {layer}: its router saw {seen} of {self._num_tokens} calibration tokens"
+                )
 
     def _hook(self, layer: int) -> Any:
         def count(_module: nn.Module, _inputs: object, output: Sequence[torch.Tensor]) -> None:
@@ -99,7 +101,9 @@ def apply_rare_rule(
                 )
             if not linear.fused:
                 linear.input_quantizer.amax = amax.to(linear.covered_weight.device)
-            artifact.record_fallback(linear.module.name, str(RareExpertRule.LAYER_MAX), f"{tokens} calibration tokens")
+            artifact.record_fallback(
+                linear.module.name, str(RareExpertRule.LAYER_MAX), f"{tokens} calibration tokens"
+            )
         if tokens == 0 and weight_algorithm in PER_EXPERT_INPUTS:
             artifact.record_fallback(linear.module.name, *_WEIGHT_FALLBACKS[weight_algorithm])
 

@@ -26,8 +26,16 @@ from fourfold.nvfp4 import (
     global_scale_from_amax,
     round_to_e2m1,
 )
-from modelopt.torch.quantization.nn import TensorQuantizer, is_registered_quant_backend, register_quant_backend
-from modelopt.torch.quantization.utils.calib_utils import GPTQHelper, gptq_blockwise_update, register_gptq_helper
+from modelopt.torch.quantization.nn import (
+    TensorQuantizer,
+    is_registered_quant_backend,
+    register_quant_backend,
+)
+from modelopt.torch.quantization.utils.calib_utils import (
+    GPTQHelper,
+    gptq_blockwise_update,
+    register_gptq_helper,
+)
 
 from fourfold_modelopt.scales import decode_steps
 

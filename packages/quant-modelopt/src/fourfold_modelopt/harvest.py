@@ -40,7 +40,9 @@ def quantized_weight(linear: QuantizedLinear) -> NVFP4Weight:
     return NVFP4Weight(packed[linear.rows].cpu(), blocks[linear.rows].cpu(), scale.cpu())
 
 
-def write_weights(linears: Sequence[QuantizedLinear], job: QuantizeJob, artifact: ArtifactWriter, progress: Progress) -> None:
+def write_weights(
+    linears: Sequence[QuantizedLinear], job: QuantizeJob, artifact: ArtifactWriter, progress: Progress
+) -> None:
     """Give every target to ``artifact``, in order."""
     progress.begin("write weights", total=len(linears), unit="module")
     for linear in linears:

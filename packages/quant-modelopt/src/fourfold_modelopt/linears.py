@@ -52,7 +52,9 @@ def _find(modules: Mapping[str, nn.Module], target: LinearModule) -> QuantizedLi
     linear = modules.get(target.name)
     if linear is not None:
         if not isinstance(getattr(linear, "weight_quantizer", None), TensorQuantizer):
-            raise QuantizationError(f"{target.name}: ModelOpt put no quantizer on this {type(linear).__name__}")
+            raise QuantizationError(
+                f"{target.name}: ModelOpt put no quantizer on this {type(linear).__name__}"
+            )
         return QuantizedLinear(
             target, linear, linear.weight_quantizer, linear.input_quantizer, slice(None), fused=False
         )
@@ -64,7 +66,11 @@ def _find(modules: Mapping[str, nn.Module], target: LinearModule) -> QuantizedLi
 
 def _find_fused(experts: Any, target: LinearModule) -> QuantizedLinear:
     if target.projection == "down_proj":
-        quantizers, inputs, rows = experts.down_proj_weight_quantizers, experts.down_proj_input_quantizer, slice(None)
+        quantizers, inputs, rows = (
+            experts.down_proj_weight_quantizers,
+            experts.down_proj_input_quantizer,
+            slice(None),
+        )
     else:
         quantizers, inputs = experts.gate_up_proj_weight_quantizers, experts.gate_up_proj_input_quantizer
         width = target.shape[0]

@@ -22,9 +22,13 @@ def require_device(device: str) -> None:
         raise ConfigError(f"unknown device {device!r}; use cpu, cuda, cuda:N or auto")
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if count == 0:
-        raise DeviceError(f"device {device} was asked for, and there is no CUDA device here; use --device cpu")
+        raise DeviceError(
+            f"device {device} was asked for, and there is no CUDA device here; use --device cpu"
+        )
     if index and int(index) >= count:
-        raise DeviceError(f"device {device} was asked for, and there are {count} CUDA devices (cuda:0 to cuda:{count - 1})")
+        raise DeviceError(
+            f"device {device} was asked for, and there are {count} CUDA devices (cuda:0 to cuda:{count - 1})"
+        )
 
 
 def load_model(path: Path, config: Any, device: str) -> PreTrainedModel:
@@ -38,12 +42,17 @@ def load_model(path: Path, config: Any, device: str) -> PreTrainedModel:
     loader = AutoModelForImageTextToText if "vision_config" in config else AutoModelForCausalLM
     placement = {} if device == "cpu" else {"device_map": "auto" if device == "auto" else {"": device}}
     try:
-        model = loader.from_pretrained(path, dtype=torch.bfloat16, local_files_only=True, **placement)
+        # Eager attention on every backend, so that two toolchains see the same activations to the last bit.
+        model = loader.from_pretrained(
+            path, dtype=torch.bfloat16, local_files_only=True, attn_implementation="eager", **placement
+        )
     except torch.OutOfMemoryError as error:
         raise DeviceError(f"{path}: does not fit on {device} ({error}); use --device auto or cpu") from error
     placed = set(getattr(model, "hf_device_map", {}).values())
     if device != "cpu" and placed & {"cpu", "disk"}:
-        raise DeviceError(f"{path}: the GPUs hold only a part of the model; use more of them, or --device cpu")
+        raise DeviceError(
+            f"{path}: the GPUs hold only a part of the model; use more of them, or --device cpu"
+        )
     return model.eval()  # type: ignore[no-any-return]
 
 

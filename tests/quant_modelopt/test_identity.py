@@ -1,0 +1,85 @@
+"""Our artifact and layout against ModelOpt's own ``export_hf_checkpoint``, tensor for tensor, byte for byte."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from fourfold.checkpoint.layouts import MODELOPT
+
+from .conftest import Result, Runs
+from .jobs import IDENTITY
+
+
+def differences(ours: Result, theirs: Result) -> list[str]:
+    """Tensors of equal name whose dtype, shape or bytes differ."""
+    different = []
+    for entry in ours.checkpoint:
+        other = theirs.checkpoint.entry(entry.name)
+        same = (entry.dtype, entry.shape) == (other.dtype, other.shape)
+        if not same or not equal_bytes(ours.checkpoint.read(entry.name), theirs.checkpoint.read(entry.name)):
+            different.append(entry.name)
+    return different
+
+
+def equal_bytes(one: torch.Tensor, other: torch.Tensor) -> bool:
+    return torch.equal(one.reshape(-1).view(torch.uint8), other.reshape(-1).view(torch.uint8))
+
+
+@pytest.mark.parametrize("name", IDENTITY)
+def test_checkpoint_equals_modelopts_export(runs: Runs, name: str) -> None:
+    ours, theirs = runs[name], runs[f"{name}-oracle"]
+    assert set(ours.checkpoint.tensors) == set(theirs.checkpoint.tensors)
+    assert differences(ours, theirs) == []
+
+
+@pytest.mark.parametrize("name", IDENTITY)
+def test_quantization_config_equals_modelopts(runs: Runs, name: str) -> None:
+    ours, theirs = runs[name].folder / "checkpoint", runs[f"{name}-oracle"].folder / "checkpoint"
+    for file, key in (("hf_quant_config.json", "quantization"), ("config.json", "quantization_config")):
+        assert json.loads((ours / file).read_text())[key] == json.loads((theirs / file).read_text())[key]
+
+
+def test_config_is_the_sources_but_for_the_quantization(runs: Runs) -> None:
+    config = json.loads((runs["reference"].folder / "checkpoint" / "config.json").read_text())
+    del config["quantization_config"]
+    assert config == runs.model.config
+
+
+def test_a_raised_threshold_changes_input_scales_alone_and_names_them(runs: Runs) -> None:
+    """Intended difference: experts below ``min_expert_tokens`` get the layer's largest input scale."""
+    ours = runs["threshold"]
+    named = {f"{module}.{MODELOPT.input_global_scale}" for module in ours.artifact.manifest.rare_modules}
+    different = set(differences(ours, runs["reference-oracle"]))
+    assert different
+    assert different <= named
+
+
+@pytest.mark.parametrize("name", ["reference", "modelopt", "mse", "four-over-six", "gptq"])
+def test_codec_decodes_as_modelopt_does(runs: Runs, name: str) -> None:
+    result = runs[name]
+    assert set(result.decoded) == set(result.artifact.manifest.quantized_modules)
+    for module, expected in result.decoded.items():
+        assert torch.equal(result.artifact.weight(module).dequantize(), expected), module
+
+
+@pytest.mark.parametrize("name", ["reference", "modelopt", "gptq"])
+def test_the_same_job_in_another_process_gives_equal_files(runs: Runs, second_runs: Runs, name: str) -> None:
+    first, second = runs[name].artifact.manifest, second_runs[name].artifact.manifest
+    assert first.files == second.files
+    assert first == second
+
+
+def test_scale_groups_share_both_scales(runs: Runs) -> None:
+    from fourfold.models.gemma4 import read_gemma4
+
+    groups: dict[str, set[tuple[float, float]]] = {}
+    artifact = runs["reference"].artifact
+    for module in read_gemma4(runs.model).linears.values():
+        scale = artifact.input_global_scale(module.name)
+        assert scale is not None
+        groups.setdefault(module.scale_group, set()).add(
+            (artifact.weight(module.name).global_scale.item(), scale.item())
+        )
+    assert {len(scales) for scales in groups.values()} == {1}

@@ -1,0 +1,233 @@
+"""Runs in ModelOpt's environment: does the jobs of one JSON file and leaves results on disk for the tests to read.
+
+``python toolchain.py JOBS.json`` with ``{"model": DIR, "make_model": bool, "jobs": [{"name", "action", ...}]}``.
+Actions: ``quantize`` (ours, to NAME/artifact and NAME/checkpoint), ``modelopt`` (ModelOpt alone, from wildcard
+patterns to ``export_hf_checkpoint``, none of our code but the unfuser), ``inputs`` (BF16 inputs of named modules).
+A job that raises a Fourfold error leaves NAME/error.json.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from fourfold.artifact import Artifact, ArtifactWriter
+from fourfold.checkpoint.index import TensorFolder
+from fourfold.config import Options, Recipe
+from fourfold.errors import FourfoldError
+from fourfold.interfaces.quantizer import QuantizeJob
+from fourfold.models.gemma4 import read_gemma4
+from fourfold.progress import NoProgress
+from fourfold.reference.experts import UnfusedExperts
+from fourfold.reference.options import ReferenceUnfuserOptions
+from fourfold.reference.unfuser import ReferenceUnfuser
+from fourfold_modelopt.options import ModelOptOptions
+from fourfold_modelopt.unfuser import ModelOptUnfuser
+from safetensors.torch import save_file
+from torch import nn
+
+VOCABULARY = 256
+
+
+class Tokens:
+    """Batches [2, length] of random token ids."""
+
+    def __init__(self, num_batches: int, length: int) -> None:
+        generator = torch.Generator().manual_seed(1)
+        self._batches = [
+            torch.randint(3, VOCABULARY, (2, length), generator=generator) for _ in range(num_batches)
+        ]
+        self.num_tokens = sum(batch.numel() for batch in self._batches)
+
+    def batches(self, batch_size: int) -> list[torch.Tensor]:
+        """All of them; they were made in twos."""
+        if batch_size != 2:
+            raise ValueError(f"batches of 2 were made, not of {batch_size}")
+        return self._batches
+
+
+def make_model(folder: Path) -> None:
+    """A random Gemma 4 MoE: two layers (sliding, full with K as V), 16 experts, top 4, a vision tower."""
+    from transformers import Gemma4Config, Gemma4ForConditionalGeneration
+
+    text = {
+        "vocab_size": VOCABULARY, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16, "global_head_dim": 32,
+        "num_global_key_value_heads": 1, "attention_k_eq_v": True, "enable_moe_block": True, "num_experts": 16,
+        "top_k_experts": 4, "moe_intermediate_size": 48, "layer_types": ["sliding_attention", "full_attention"],
+        "sliding_window": 32, "final_logit_softcapping": 30.0, "hidden_size_per_layer_input": 0,
+        "vocab_size_per_layer_input": VOCABULARY, "num_kv_shared_layers": 0,
+        "use_bidirectional_attention": "vision", "dtype": "bfloat16",
+    }  # fmt: skip
+    vision = {
+        "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2,
+        "num_key_value_heads": 2, "head_dim": 16, "position_embedding_size": 64, "standardize": True,
+        "dtype": "bfloat16",
+    }  # fmt: skip
+    torch.manual_seed(0)
+    config = Gemma4Config(text_config=text, vision_config=vision, audio_config=None, dtype="bfloat16")
+    model = Gemma4ForConditionalGeneration(config).to(torch.bfloat16)
+    for name, buffer in model.named_buffers():
+        if name.endswith("layer_scalar"):
+            buffer.fill_(0.7)
+    model.save_pretrained(folder)
+
+
+def unfuser(name: str) -> Any:
+    return ReferenceUnfuser(ReferenceUnfuserOptions()) if name == "reference" else ModelOptUnfuser(Options())
+
+
+def tokens(job: dict[str, Any]) -> Tokens | None:
+    return Tokens(*job["tokens"]) if job.get("tokens") else None
+
+
+def quantize(model: Path, folder: Path, job: dict[str, Any]) -> None:
+    """Our quantizer, then our exporter; and every target as ModelOpt's own tensor class decodes it."""
+    from fourfold_modelopt.exporter import ModelOptExporter
+    from fourfold_modelopt.quantizer import ModelOptQuantizer
+
+    source = TensorFolder(model)
+    gemma = read_gemma4(source)
+    recipe = Recipe.parse(job.get("recipe", {}), where="recipe")
+    targets = tuple(
+        m
+        for m in gemma.linears.values()
+        if not any(fnmatch.fnmatchcase(m.name, p) for p in recipe.all_excludes)
+    )
+    task = QuantizeJob(
+        model_path=model, source=source, gemma=gemma, targets=targets, recipe=recipe, tokens=tokens(job),
+        batch_size=2, unfuser_name=job["unfuser"], unfuser=unfuser(job["unfuser"]),
+        device=job.get("device", "cpu"), seed=0,
+    )  # fmt: skip
+    options = ModelOptOptions.parse(job.get("options", {}), where="quantizer")
+    writer = ArtifactWriter(folder / "artifact", task)
+    ModelOptQuantizer(options).quantize(task, writer, NoProgress())
+    writer.finish(
+        {
+            "source_files": {},
+            "unfuser": {"name": job["unfuser"]},
+            "quantizer": {"name": "modelopt", "options": options.model_dump(mode="json")},
+            "packages": {"nvidia-modelopt": "0.47.0"},
+        }
+    )
+    artifact = Artifact(folder / "artifact")
+    ModelOptExporter(Options()).export(artifact, folder / "checkpoint", NoProgress())
+    save_file(decoded_by_modelopt(folder / "checkpoint"), folder / "decoded.safetensors")
+
+
+def decoded_by_modelopt(checkpoint: Path) -> dict[str, torch.Tensor]:
+    """Every quantized weight of a checkpoint, decoded by ModelOpt's ``NVFP4QTensor``, float32."""
+    from modelopt.torch.quantization.qtensor import NVFP4QTensor
+
+    tensors, decoded = TensorFolder(checkpoint), {}
+    for entry in tensors:
+        if not entry.name.endswith(".weight_scale_2"):
+            continue
+        module = entry.name.removesuffix(".weight_scale_2")
+        packed = tensors.read(f"{module}.weight")
+        shape = torch.Size((packed.shape[0], 2 * packed.shape[1]))
+        decoded[module] = NVFP4QTensor(shape, torch.float32, packed).dequantize(
+            dtype=torch.float32, block_sizes={-1: 16},
+            scale=tensors.read(f"{module}.weight_scale"), double_scale=tensors.read(entry.name),
+        )  # fmt: skip
+    return decoded
+
+
+class ExpertList(nn.ModuleList):
+    """Un-fused experts as ModelOpt's export wants them: iterable. Holds the very same linears."""
+
+    def __init__(self, experts: UnfusedExperts) -> None:
+        super().__init__(experts.children())
+        self._experts = (experts,)
+
+    def forward(self, *args: torch.Tensor) -> torch.Tensor:
+        return self._experts[0](*args)
+
+
+def modelopt_alone(model: Path, folder: Path, job: dict[str, Any]) -> None:
+    """ModelOpt as its documentation uses it: patterns, ``quantize``, ``export_hf_checkpoint``."""
+    import modelopt.torch.quantization as mtq
+    from modelopt.torch.export import export_hf_checkpoint
+    from transformers import AutoModelForImageTextToText
+
+    loaded = AutoModelForImageTextToText.from_pretrained(
+        model, dtype=torch.bfloat16, attn_implementation="eager"
+    )
+    if job["unfuser"] == "reference":
+        unfuser("reference").unfuse(loaded)
+    nvfp4 = {"num_bits": (2, 1), "block_sizes": {-1: 16, "type": "dynamic", "scale_bits": (4, 3)}}
+    rules = [{"quantizer_name": "*", "enable": False}]
+    for pattern in job["patterns"]:
+        rules.append({"quantizer_name": f"{pattern}weight_quantizer*", "cfg": nvfp4})
+        if job["activations"]:
+            rules.append({"quantizer_name": f"{pattern}input_quantizer", "cfg": nvfp4})
+    rules += [
+        {"quantizer_name": p, "enable": False}
+        for p in ("*router*", "*vision_tower*", "*embed_vision*", "*lm_head*")
+    ]
+    if job["kv"]:
+        rules.append(
+            {
+                "quantizer_name": "*language_model*[kv]_bmm_quantizer",
+                "cfg": {"num_bits": (4, 3), "axis": None},
+            }
+        )
+    seen = tokens(job)
+
+    def run(current: nn.Module) -> None:
+        for batch in seen.batches(2):
+            current(input_ids=batch, use_cache=False)
+
+    mtq.quantize(loaded, {"quant_cfg": rules, "algorithm": "max"}, run if seen else None)
+    for name, module in list(loaded.named_modules()):
+        if isinstance(module, UnfusedExperts):
+            loaded.set_submodule(name, ExpertList(module))
+    export_hf_checkpoint(loaded, export_dir=folder / "checkpoint")
+
+
+def inputs(model: Path, folder: Path, job: dict[str, Any]) -> None:
+    """Inputs [T, K] of the named modules in the BF16 model, un-fused."""
+    from transformers import AutoModelForImageTextToText
+
+    loaded = AutoModelForImageTextToText.from_pretrained(
+        model, dtype=torch.bfloat16, attn_implementation="eager"
+    )
+    unfuser("reference").unfuse(loaded)
+    seen: dict[str, list[torch.Tensor]] = {name: [] for name in job["modules"]}
+    for name, parts in seen.items():
+        loaded.get_submodule(name).register_forward_pre_hook(
+            lambda _module, args, parts=parts: parts.append(args[0].reshape(-1, args[0].shape[-1]))
+        )
+    with torch.no_grad():
+        for batch in Tokens(*job["tokens"]).batches(2):
+            loaded(input_ids=batch, use_cache=False)
+    save_file({name: torch.cat(parts) for name, parts in seen.items()}, folder / "inputs.safetensors")
+
+
+ACTIONS = {"quantize": quantize, "modelopt": modelopt_alone, "inputs": inputs}
+
+
+def main(path: Path) -> None:
+    spec = json.loads(path.read_text())
+    torch.set_num_threads(1)
+    model = Path(spec["model"])
+    if spec["make_model"]:
+        make_model(model)
+    for job in spec["jobs"]:
+        folder = path.parent / job["name"]
+        for part in ("artifact", "checkpoint"):
+            (folder / part).mkdir(parents=True)
+        try:
+            ACTIONS[job["action"]](model, folder, job)
+        except FourfoldError as error:
+            (folder / "error.json").write_text(
+                json.dumps({"type": type(error).__name__, "message": str(error)})
+            )
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
