@@ -191,6 +191,12 @@ def fused_linears(tensor: str, shape: tuple[int, ...]) -> tuple[LinearModule, ..
     return tuple(modules)
 
 
+def layer_of(tensor: str) -> int | None:
+    """The text layer a tensor or module belongs to; None outside the layers and in the vision tower."""
+    match = _LAYER.match(tensor)
+    return int(match["layer"]) if match else None
+
+
 def linear_module(name: str, shape: tuple[int, ...]) -> LinearModule | None:
     """The quantizable linear of that name, un-fused and read from ``name.weight`` [O, K]; None for any other module."""
     match = _LAYER.match(name)
