@@ -81,7 +81,7 @@ def vision_config() -> dict[str, Any]:
         "dtype": "bfloat16",
         "hidden_size": 64,
         "intermediate_size": 128,
-        "num_hidden_layers": 2,
+        "num_hidden_layers": 3,
         "num_attention_heads": 4,
         "num_key_value_heads": 4,
         "head_dim": 16,

@@ -12,19 +12,23 @@ class Recipe:
     """Training settings; the committed weights were made with the defaults."""
 
     seed: int = 20_261_123
-    num_steps: int = 6000
+    num_steps: int = 2700
     """Optimizer steps."""
     problems_per_step: Mapping[str, int] = field(
-        default_factory=lambda: MappingProxyType({"math": 192, "instruct": 192, "prose": 48, "vision": 64, "clip": 24})
+        default_factory=lambda: MappingProxyType({"math": 160, "instruct": 160, "prose": 48, "vision": 128, "clip": 32})
     )
+    task_weights: Mapping[str, float] = field(
+        default_factory=lambda: MappingProxyType({"math": 1.0, "instruct": 1.0, "prose": 0.5, "vision": 1.0, "clip": 1.0})
+    )
+    """Weight of each task's mean loss per token: a picture's answer is a few tokens, a story a hundred."""
     row_tokens: int = 512
     """Tokens in a packed row."""
-    peak_learning_rate: float = 3e-3
+    peak_learning_rate: float = 2.5e-3
     warmup_steps: int = 200
-    decay_share: float = 0.35
+    decay_share: float = 0.4
     """Last share of the steps, in which the learning rate falls linearly to zero."""
     weight_decay: float = 0.05
-    betas: tuple[float, float] = (0.9, 0.95)
+    betas: tuple[float, float] = (0.9, 0.98)
     max_gradient_norm: float = 1.0
     balance_weight: float = 0.01
     """Weight of the router's load-balancing loss."""

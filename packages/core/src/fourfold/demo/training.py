@@ -12,6 +12,7 @@ import json
 import os
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ import numpy as np
 import torch
 
 from fourfold.demo.architecture import model_config, write_processor
-from fourfold.demo.batches import TASK_NAMES, Batch, BatchRecipe, stream_batches
+from fourfold.demo.batches import IGNORED, TASK_NAMES, Batch, BatchRecipe, stream_batches
 from fourfold.demo.evaluate import evaluate
 from fourfold.demo.optimizer import MasterAdamW, trainable_tensors
 from fourfold.demo.recipe import Recipe
@@ -86,19 +87,26 @@ class Trainer:
         """One optimizer step; returns losses as tensors, so that nothing waits for the device."""
         inputs, labels, tasks = model_inputs(batch, self.device)
         watch.start_pass(tasks >= 0)
-        logits = self.model(**inputs).logits
-        losses = token_losses(logits, labels)
-        kept = labels != -100
-        loss = losses.sum() / kept.sum()
+        losses = self.task_losses(token_losses(self.model(**inputs).logits, labels), labels, tasks)
+        weights = self.recipe.task_weights
+        loss = sum(weights[name] * value for name, value in losses.items()) / sum(weights[name] for name in losses)
         balance = watch.balance_loss()
         (loss + self.recipe.balance_weight * balance).backward()
         norm = self.optimizer.step(self.step)
         self.step += 1
-        shown = {"loss": loss.detach(), "balance": balance.detach(), "gradient_norm": norm}
-        for index, name in enumerate(TASK_NAMES):
-            of_task = kept & (tasks == index)
-            shown[f"loss_{name}"] = losses.detach()[of_task].sum() / of_task.sum()
-        return shown
+        shown = {"loss": loss, "balance": balance, "gradient_norm": norm}
+        shown |= {f"loss_{name}": value for name, value in losses.items()}
+        return {name: value.detach() for name, value in shown.items()}
+
+    def task_losses(
+        self, losses_RT: torch.Tensor, labels_RT: torch.Tensor, tasks_RT: torch.Tensor
+    ) -> dict[str, torch.Tensor]:
+        """Each task's mean loss per labelled token; masked sums, so that nothing waits for the device."""
+        means: dict[str, torch.Tensor] = {}
+        for name in self.recipe.problems_per_step:
+            of_task = (labels_RT != IGNORED) & (tasks_RT == TASK_NAMES.index(name))
+            means[name] = (losses_RT * of_task).sum() / of_task.sum()
+        return means
 
     def validate(self, count: int) -> dict[str, Any]:
         """Scores on the validation split: neither trained on nor the held-out test."""
@@ -114,7 +122,7 @@ class Trainer:
 
 def _plain(recipe: Recipe) -> dict[str, Any]:
     """The recipe as JSON would give it back."""
-    content: dict[str, Any] = json.loads(json.dumps({**vars(recipe), "problems_per_step": dict(recipe.problems_per_step)}))
+    content: dict[str, Any] = json.loads(json.dumps({name: dict(value) if isinstance(value, Mapping) else value for name, value in vars(recipe).items()}))
     return content
 
 
@@ -162,7 +170,7 @@ def model_inputs(batch: Batch, device: torch.device) -> tuple[dict[str, torch.Te
 def token_losses(logits_RTV: torch.Tensor, labels_RT: torch.Tensor) -> torch.Tensor:
     """Cross-entropy of each label given the tokens before it, 0 where there is no label; aligned with the labels."""
     losses = torch.nn.functional.cross_entropy(
-        logits_RTV[:, :-1].float().transpose(1, 2), labels_RT[:, 1:], reduction="none", ignore_index=-100
+        logits_RTV[:, :-1].float().transpose(1, 2), labels_RT[:, 1:], reduction="none", ignore_index=IGNORED
     )
     return torch.nn.functional.pad(losses, (1, 0))
 
@@ -172,7 +180,8 @@ def save_model(trainer: Trainer) -> None:
     for tensor in trainable_tensors(trainer.model).values():
         tensor.requires_grad_(False)
     trainer.model.save_pretrained(trainer.output, max_shard_size=_MAX_SHARD)
-    (trainer.output / "config.json").write_text(json.dumps(model_config(), indent=2) + "\n")
+    for shard in trainer.output.glob("*.safetensors"):
+        shard.chmod(0o644)
     write_processor(trainer.output)
 
 

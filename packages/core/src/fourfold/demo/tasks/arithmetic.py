@@ -1,7 +1,7 @@
 """demo-math: chained arithmetic word problems, worked out step by step, ending in ``#### answer`` as GSM8K does.
 
-Two to six steps on one running number (add, take away, multiply by a small factor, share evenly), told as a story in
-which every third problem also mentions numbers that do not matter. The key is the chain of numbers and operations:
+Two to six steps on one running number (add, take away, multiply or share evenly by a single digit, all below 1,000), told as a story in
+which every second problem also mentions numbers that do not matter. The key is the chain of numbers and operations:
 a held-out chain is never trained on under other names.
 """
 
@@ -16,9 +16,8 @@ from fourfold.demo.tasks.words import COUNTABLES, PEOPLE, PLACES, pick_system
 
 MIN_STEPS, MAX_STEPS = 2, 6
 LARGEST = 999
-_LARGEST_PRODUCT_BASE = 120
-_FACTORS = (2, 3, 4, 5)
-_DISTRACTOR_RATE = 0.35
+_FACTORS = tuple(range(2, 10))
+_DISTRACTOR_RATE = 0.5
 
 _FINAL_ANSWER = re.compile(r"####\s*(-?[\d,]*\d)\s*\Z")
 
@@ -78,14 +77,16 @@ def _draw_step(rng: Random, value: int) -> tuple[str, int]:
     """An operation and its operand that keep the running number between 1 and LARGEST."""
     while True:
         operation = rng.choices(("add", "take", "times", "share"), weights=(35, 35, 15, 15))[0]
-        if operation == "add" and value + 2 <= LARGEST:
-            return operation, rng.randint(2, min(99, LARGEST - value))
-        if operation == "take" and value > 3:
-            return operation, rng.randint(2, min(99, value - 1))
-        if operation == "times" and value <= _LARGEST_PRODUCT_BASE:
-            return operation, rng.choice(_FACTORS)
+        largest_term = rng.choice((99, 99, 299))
+        factors = [n for n in _FACTORS if value * n <= LARGEST]
         divisors = [n for n in _FACTORS if value % n == 0 and value > n]
-        if operation == "share" and divisors and value <= 5 * _LARGEST_PRODUCT_BASE:
+        if operation == "add" and value + 2 <= LARGEST:
+            return operation, rng.randint(2, min(largest_term, LARGEST - value))
+        if operation == "take" and value > 3:
+            return operation, rng.randint(2, min(largest_term, value - 1))
+        if operation == "times" and factors:
+            return operation, rng.choice(factors)
+        if operation == "share" and divisors:
             return operation, rng.choice(divisors)
 
 
