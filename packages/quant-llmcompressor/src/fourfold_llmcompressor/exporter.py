@@ -1,0 +1,98 @@
+"""The ``compressed-tensors`` layout: an artifact to the checkpoint that llm-compressor itself would save.
+
+Tensor names, dtypes, shapes and bytes are those of ``save_pretrained(save_compressed=True)``: packed weights
+and block scales as they are, global scales as divisors ([1], float32), so that decode divides by them. The
+config differs in two ways, on purpose: ``targets`` is ``["Linear"]``, with every linear that stayed BF16 in
+``ignore``, and ``ignore`` names linears only.
+
+Runs without the toolchain.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fourfold.checkpoint.layouts import COMPRESSED_TENSORS
+from fourfold.checkpoint.write import write_checkpoint
+from fourfold.config import KVCache, Options, Scheme
+from fourfold.interfaces.exporter import Exporter
+
+if TYPE_CHECKING:
+    from fourfold.artifact import Artifact
+    from fourfold.progress import Progress
+
+FORMAT = "nvfp4-pack-quantized"
+#: The compressed-tensors release whose config this is.
+CONFIG_VERSION = "0.19.0"
+
+#: Fields that every quantized tensor shares.
+_ARGUMENTS: dict[str, Any] = {
+    "actorder": None,
+    "block_structure": None,
+    "observer_kwargs": {},
+    "symmetric": True,
+    "type": "float",
+    "zp_dtype": None,
+}
+_NVFP4 = _ARGUMENTS | {
+    "group_size": 16,
+    "num_bits": 4,
+    "scale_dtype": "torch.float8_e4m3fn",
+    "strategy": "tensor_group",
+}
+_WEIGHTS = _NVFP4 | {"dynamic": False, "observer": "memoryless_minmax"}
+_INPUTS = _NVFP4 | {"dynamic": "local", "observer": "static_minmax"}
+_FP8_KV = _ARGUMENTS | {
+    "dynamic": False,
+    "group_size": None,
+    "num_bits": 8,
+    "observer": "static_minmax",
+    "scale_dtype": None,
+    "strategy": "tensor",
+}
+
+
+class CompressedTensorsExporter(Exporter[Options]):
+    """Writes ``weight_packed``, ``weight_scale``, ``weight_global_scale`` and ``input_global_scale``."""
+
+    def export(self, artifact: Artifact, destination: Path, progress: Progress) -> None:
+        """Write the checkpoint; see :class:`fourfold.interfaces.exporter.Exporter`."""
+        config = artifact.source_config | {"quantization_config": quantization_config(artifact)}
+        write_checkpoint(artifact, destination, COMPRESSED_TENSORS, {"config.json": config}, progress)
+
+
+def quantization_config(artifact: Artifact) -> dict[str, Any]:
+    """``quantization_config`` of ``config.json``."""
+    recipe = artifact.manifest.recipe
+    return {
+        "config_groups": {
+            "group_0": {
+                "format": FORMAT,
+                "input_activations": _INPUTS if recipe.scheme is Scheme.W4A4 else None,
+                "output_activations": None,
+                "targets": ["Linear"],
+                "weights": _WEIGHTS,
+            }
+        },
+        "format": FORMAT,
+        "global_compression_ratio": None,
+        "ignore": unquantized_linears(artifact),
+        "kv_cache_scheme": _FP8_KV if recipe.kv_cache is KVCache.FP8 else None,
+        "quant_method": "compressed-tensors",
+        "quantization_status": "compressed",
+        "sparsity_config": {},
+        "transform_config": {},
+        "version": CONFIG_VERSION,
+    }
+
+
+def unquantized_linears(artifact: Artifact) -> list[str]:
+    """Modules a loader must not replace: every kept 2-D ``weight`` but embeddings, and the tied head."""
+    names = {"lm_head"}
+    for name in artifact.kept():
+        module, _, leaf = name.rpartition(".")
+        is_linear = leaf == "weight" and len(artifact.tensors.entry(name).shape) == 2
+        if is_linear and not module.endswith("embed_tokens"):
+            names.add(module)
+    return sorted(names)
