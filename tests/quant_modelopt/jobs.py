@@ -89,5 +89,6 @@ SECOND_RUN = [
     _ours("half-a-pair", "modelopt", recipe={"exclude": ["*.experts.3.up_proj"]}),
     _ours("no-cuda", device="cuda"),
     _ours("no-tokens", tokens=None, recipe={"scheme": "W4A16", "kv_cache": "fp8"}),
+    _ours("zero-expert", zero=("model.language_model.layers.0.experts.gate_up_proj", 1)),
     _ours("no-hessian-tokens", tokens=None, recipe={"scheme": "W4A16"}, options={"algorithm": "gptq"}),
 ]

@@ -10,12 +10,15 @@ from __future__ import annotations
 
 import fnmatch
 import json
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
 
 import torch
 from fourfold.artifact import Artifact, ArtifactWriter
+from fourfold.calibration import CalibrationSpec, TokenSet, TokenSetRecord
+from fourfold.calibration.tokens import tokens_sha256
 from fourfold.checkpoint.index import TensorFolder
 from fourfold.config import Options, Recipe
 from fourfold.errors import FourfoldError
@@ -27,27 +30,23 @@ from fourfold.reference.options import ReferenceUnfuserOptions
 from fourfold.reference.unfuser import ReferenceUnfuser
 from fourfold_modelopt.options import ModelOptOptions
 from fourfold_modelopt.unfuser import ModelOptUnfuser
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 VOCABULARY = 256
 
 
-class Tokens:
-    """Batches [2, length] of random token ids."""
-
-    def __init__(self, num_batches: int, length: int) -> None:
-        generator = torch.Generator().manual_seed(1)
-        self._batches = [
-            torch.randint(3, VOCABULARY, (2, length), generator=generator) for _ in range(num_batches)
-        ]
-        self.num_tokens = sum(batch.numel() for batch in self._batches)
-
-    def batches(self, batch_size: int) -> list[torch.Tensor]:
-        """All of them; they were made in twos."""
-        if batch_size != 2:
-            raise ValueError(f"batches of 2 were made, not of {batch_size}")
-        return self._batches
+def token_set(num_batches: int, length: int) -> TokenSet:
+    """Rows of random token ids, two a batch, without padding."""
+    generator = torch.Generator().manual_seed(1)
+    rows = torch.randint(3, VOCABULARY, (2 * num_batches, length), generator=generator, dtype=torch.int32)
+    lengths = torch.full((len(rows),), length, dtype=torch.int32)
+    spec = CalibrationSpec(source="random", samples=len(rows), sequence_length=length, batch_size=2)
+    record = TokenSetRecord(
+        spec=spec, num_texts=len(rows), num_tokens=rows.numel(), texts_sha256="", tokenizer_sha256="",
+        tokens_sha256=tokens_sha256(rows, lengths),
+    )  # fmt: skip
+    return TokenSet(rows, lengths, record)
 
 
 def make_model(folder: Path) -> None:
@@ -77,12 +76,21 @@ def make_model(folder: Path) -> None:
     model.save_pretrained(folder)
 
 
+def with_zero_expert(model: Path, folder: Path, tensor: str, expert: int) -> Path:
+    """A copy of the model in which one expert's slice of a fused tensor is all zeros."""
+    copy = shutil.copytree(model, folder / "model")
+    tensors = load_file(copy / "model.safetensors")
+    tensors[tensor][expert] = 0
+    save_file(tensors, copy / "model.safetensors", metadata={"format": "pt"})
+    return copy
+
+
 def unfuser(name: str) -> Any:
     return ReferenceUnfuser(ReferenceUnfuserOptions()) if name == "reference" else ModelOptUnfuser(Options())
 
 
-def tokens(job: dict[str, Any]) -> Tokens | None:
-    return Tokens(*job["tokens"]) if job.get("tokens") else None
+def tokens(job: dict[str, Any]) -> TokenSet | None:
+    return token_set(*job["tokens"]) if job.get("tokens") else None
 
 
 def quantize(model: Path, folder: Path, job: dict[str, Any]) -> None:
@@ -90,6 +98,8 @@ def quantize(model: Path, folder: Path, job: dict[str, Any]) -> None:
     from fourfold_modelopt.exporter import ModelOptExporter
     from fourfold_modelopt.quantizer import ModelOptQuantizer
 
+    if "zero" in job:
+        model = with_zero_expert(model, folder, *job["zero"])
     source = TensorFolder(model)
     gemma = read_gemma4(source)
     recipe = Recipe.parse(job.get("recipe", {}), where="recipe")
@@ -180,7 +190,7 @@ def modelopt_alone(model: Path, folder: Path, job: dict[str, Any]) -> None:
 
     def run(current: nn.Module) -> None:
         for batch in seen.batches(2):
-            current(input_ids=batch, use_cache=False)
+            current(input_ids=batch.input_ids, use_cache=False)
 
     mtq.quantize(loaded, {"quant_cfg": rules, "algorithm": "max"}, run if seen else None)
     for name, module in list(loaded.named_modules()):
@@ -203,8 +213,8 @@ def inputs(model: Path, folder: Path, job: dict[str, Any]) -> None:
             lambda _module, args, parts=parts: parts.append(args[0].reshape(-1, args[0].shape[-1]))
         )
     with torch.no_grad():
-        for batch in Tokens(*job["tokens"]).batches(2):
-            loaded(input_ids=batch, use_cache=False)
+        for batch in token_set(*job["tokens"]).batches(2):
+            loaded(input_ids=batch.input_ids, use_cache=False)
     save_file({name: torch.cat(parts) for name, parts in seen.items()}, folder / "inputs.safetensors")
 
 

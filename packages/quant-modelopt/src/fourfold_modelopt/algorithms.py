@@ -43,7 +43,8 @@ def weight_attributes(options: ModelOptOptions, *, on_cpu: bool) -> dict[str, An
         attributes = _NVFP4_STATIC
     else:
         attributes = _NVFP4
-    return attributes | {"backend": WEIGHTS} if on_cpu else attributes
+    # The backend's name also brings its own GPTQ helper, which is wanted on every device.
+    return attributes | {"backend": WEIGHTS} if on_cpu or options.algorithm == "gptq" else attributes
 
 
 def input_attributes(recipe: Recipe, *, on_cpu: bool) -> dict[str, Any] | None:

@@ -1,75 +1,31 @@
-"""Which experts the calibration tokens reached, and what an expert gets that they did not.
+"""What an expert gets that too few calibration tokens reached.
 
-Tokens are counted where the real router sends them. ModelOpt's own export gives an input quantizer that saw nothing
+ModelOpt's own export gives an input quantizer that saw nothing
 the largest amax of its layer's experts, and 0.5 where there is none, with a warning at most; here the first is the
 rule ``layer-max``, applied below a stated count and written to the manifest, and the second is an error.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING
 
 import torch
 from fourfold.config import RareExpertRule, Recipe
 from fourfold.errors import QuantizationError
-from torch import nn
 
 from fourfold_modelopt.linears import QuantizedLinear
 from fourfold_modelopt.options import PER_EXPERT_INPUTS
 
 if TYPE_CHECKING:
     from fourfold.artifact import ArtifactWriter
-    from fourfold.models.gemma4 import Gemma4Moe
 
-#: Position of the chosen experts [T, k] in what ``Gemma4TextRouter`` returns.
-_TOP_K_INDEX = 2
 #: What an algorithm that weighs an expert's inputs does to weights when there are none.
 _WEIGHT_FALLBACKS = {
     "local-hessian": ("plain-mse", "no input seen, so its block scales minimise the plain squared error"),
     "gptq": ("round-to-nearest", "no input seen, so its weights are rounded without error feedback"),
     "awq-clip": ("max", "no input seen, so its global scale comes from the weights' amax, unclipped"),
 }
-
-
-class RouterTally:
-    """Tokens sent to each expert, by layer. A layer counts its first full pass and no later one."""
-
-    def __init__(self, gemma: Gemma4Moe, num_tokens: int) -> None:
-        self._gemma, self._num_tokens = gemma, num_tokens
-        self._seen = dict.fromkeys(range(gemma.num_layers), 0)
-        self.counts = {
-            layer: torch.zeros(gemma.num_experts, dtype=torch.int64) for layer in range(gemma.num_layers)
-        }
-
-    @contextmanager
-    def watching(self, model: nn.Module) -> Iterator[None]:
-        """Count while the block runs. Raises :class:`QuantizationError` for a layer that saw fewer tokens at the end."""
-        handles = []
-        for layer in self.counts:
-            router = model.get_submodule(self._gemma.experts_module(layer).rpartition(".")[0] + ".router")
-            handles.append(router.register_forward_hook(self._hook(layer)))
-        try:
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
-        for layer, seen in self._seen.items():
-            if seen < self._num_tokens:
-                raise QuantizationError(
-                    f"layer {layer}: its router saw {seen} of {self._num_tokens} calibration tokens"
-                )
-
-    def _hook(self, layer: int) -> Any:
-        def count(_module: nn.Module, _inputs: object, output: Sequence[torch.Tensor]) -> None:
-            if self._seen[layer] >= self._num_tokens:
-                return
-            chosen = output[_TOP_K_INDEX].detach().cpu()
-            self._seen[layer] += chosen.shape[0]
-            self.counts[layer] += torch.bincount(chosen.reshape(-1), minlength=self._gemma.num_experts)
-
-        return count
 
 
 def apply_rare_rule(

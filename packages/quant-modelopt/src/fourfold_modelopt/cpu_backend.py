@@ -2,14 +2,15 @@
 
 ModelOpt's NVFP4 kernels need CUDA. Its public ``register_quant_backend`` lets a function take their place, by the
 ``backend`` attribute of a quantizer; the codec of :mod:`fourfold.nvfp4` stands there on a CPU, so that algorithms
-which run the model with quantized inputs (local Hessian, GPTQ, AWQ clip) run. Three limits of that interface shape
+which run the model with quantized inputs (local Hessian, GPTQ, AWQ clip) run. Three facts shape
 this module:
 
 - A static weight quantizer ignores its backend once calibrated. GPTQ therefore gets a helper of its own by
   ``register_gptq_helper``, which rounds through the codec and then switches the quantizer's rounding off: the
   weights lie on the grid already.
 - GPTQ indexes one column of the matrix it just rounded, so :class:`_Columns` rounds that column alone.
-- On CUDA nothing of this is used.
+- ModelOpt's GPTQ gives a module a new weight; the helper writes into the old one, on CUDA too, where nothing else of
+  this module is used.
 """
 
 from __future__ import annotations

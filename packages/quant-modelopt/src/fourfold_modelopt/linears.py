@@ -43,9 +43,7 @@ class QuantizedLinear:
 def find_linears(model: nn.Module, targets: Iterable[LinearModule]) -> tuple[QuantizedLinear, ...]:
     """Every target in ``model``, in order. Raises :class:`QuantizationError` for one that is not there."""
     modules = dict(model.named_modules())
-    linears = tuple(_find(modules, target) for target in targets)
-    _require_whole_pairs(linears)
-    return linears
+    return tuple(_find(modules, target) for target in targets)
 
 
 def _find(modules: Mapping[str, nn.Module], target: LinearModule) -> QuantizedLinear:
@@ -78,13 +76,13 @@ def _find_fused(experts: Any, target: LinearModule) -> QuantizedLinear:
     return QuantizedLinear(target, experts, quantizers[target.expert], inputs, rows, fused=True)
 
 
-def _require_whole_pairs(linears: Iterable[QuantizedLinear]) -> None:
-    """Gate and up of a fused expert share a quantizer, so one alone cannot be a target."""
-    seen: dict[int, list[ModuleName]] = {}
-    for linear in linears:
-        if linear.fused and linear.module.projection != "down_proj":
-            seen.setdefault(id(linear.weight_quantizer), []).append(linear.module.name)
-    for names in seen.values():
+def require_whole_pairs(targets: Iterable[LinearModule]) -> None:
+    """Gate and up of a fused expert share a quantizer; :class:`ConfigError` for one that is a target alone."""
+    pairs: dict[str, list[ModuleName]] = {}
+    for target in targets:
+        if target.expert is not None and target.projection != "down_proj":
+            pairs.setdefault(target.scale_group, []).append(target.name)
+    for names in pairs.values():
         if len(names) == 1:
             raise ConfigError(
                 f"{names[0]} is to be quantized without its partner; --unfuser modelopt quantizes gate and up of an "

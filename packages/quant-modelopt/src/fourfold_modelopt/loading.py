@@ -54,8 +54,3 @@ def load_model(path: Path, config: Any, device: str) -> PreTrainedModel:
             f"{path}: the GPUs hold only a part of the model; use more of them, or --device cpu"
         )
     return model.eval()  # type: ignore[no-any-return]
-
-
-def input_device(model: PreTrainedModel) -> torch.device:
-    """Where token ids go: the device of the embeddings."""
-    return model.get_input_embeddings().weight.device  # type: ignore[no-any-return,union-attr]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import modelopt.torch.quantization as mtq
@@ -10,15 +9,15 @@ import torch
 from fourfold.config import KVCache
 from fourfold.errors import ConfigError
 from fourfold.interfaces.quantizer import QuantizeJob, Quantizer
-from torch import nn
 
 from fourfold_modelopt import algorithms, cpu_backend
-from fourfold_modelopt.coverage import RouterTally, apply_rare_rule
+from fourfold_modelopt.coverage import apply_rare_rule
 from fourfold_modelopt.groups import share_scales
 from fourfold_modelopt.harvest import attention_modules, write_kv_scales, write_weights
-from fourfold_modelopt.linears import QuantizedLinear, enable, find_linears
-from fourfold_modelopt.loading import input_device, load_model, require_device
+from fourfold_modelopt.linears import QuantizedLinear, enable, find_linears, require_whole_pairs
+from fourfold_modelopt.loading import load_model, require_device
 from fourfold_modelopt.options import ModelOptOptions
+from fourfold_modelopt.passes import CalibrationPasses
 from fourfold_modelopt.search import LocalHessians, search_block_scales
 
 if TYPE_CHECKING:
@@ -48,24 +47,24 @@ class ModelOptQuantizer(Quantizer[ModelOptOptions]):
         self, model: PreTrainedModel, job: QuantizeJob, artifact: ArtifactWriter, progress: Progress
     ) -> tuple[QuantizedLinear, ...]:
         """Everything between a loaded model and final scales, in place; token counts and fallbacks go to ``artifact``."""
+        passes = CalibrationPasses(job, progress) if job.tokens is not None else None
+        job.unfuser.unfuse(model)
+        if passes and self.options.algorithm == "gptq":
+            # Layer by layer, no pass goes through the whole model: routing is counted beforehand, unquantized.
+            passes.run(model)
         linears = self._convert(model, job)
-        run = _forward_loop(job, progress) if job.tokens is not None else None
-        tally = RouterTally(job.gemma, job.tokens.num_tokens) if job.tokens is not None else None
-        algorithm = algorithms.calibration_algorithm(self.options)
-        if run is None or tally is None:
-            mtq.calibrate(model, algorithm)
-        else:
-            with tally.watching(model):
-                mtq.calibrate(model, algorithm, run)
+        mtq.calibrate(model, algorithms.calibration_algorithm(self.options), passes and passes.run)
         for linear in linears:
             # AWQ clip leaves the weights of an expert without tokens switched off, and thus in BF16.
             linear.weight_quantizer.enable()
-        if tally is not None:
-            for layer, counts in tally.counts.items():
-                artifact.record_expert_tokens(layer, counts)
-            apply_rare_rule(linears, tally.counts, job.recipe, self.options.weight_algorithm, artifact)
+        if passes is not None:
+            counts = passes.expert_tokens()
+            for layer, layer_counts in counts.items():
+                artifact.record_expert_tokens(layer, layer_counts)
+            if not getattr(job.unfuser.options, "calibrate_all_experts", False):
+                apply_rare_rule(linears, counts, job.recipe, self.options.weight_algorithm, artifact)
         share_scales(linears)
-        self._search(model, linears, run, progress)
+        self._search(model, linears, passes, progress)
         return linears
 
     def _check(self, job: QuantizeJob) -> None:
@@ -73,16 +72,16 @@ class ModelOptQuantizer(Quantizer[ModelOptOptions]):
         self.options.check(job.recipe, job.device)
         self.options.check_unfuser(job.unfuser_name)
         require_device(job.device)
+        if job.unfuser_name == "modelopt":
+            require_whole_pairs(job.targets)
         if job.tokens is None and (self.options.needs_tokens or job.recipe.kv_cache is KVCache.FP8):
             what = f"algorithm {self.options.algorithm}" if self.options.needs_tokens else "an FP8 KV cache"
             raise ConfigError(f"{what} needs calibration tokens, and this job has none")
 
     def _convert(self, model: PreTrainedModel, job: QuantizeJob) -> tuple[QuantizedLinear, ...]:
-        """Unfuse, let ModelOpt put quantizers in, and switch on those of the targets and of the KV cache."""
+        """Let ModelOpt put quantizers in, and switch on those of the targets and of the KV cache."""
         on_cpu = job.device == "cpu"
-        if on_cpu:
-            cpu_backend.register()
-        job.unfuser.unfuse(model)
+        cpu_backend.register()
         mtq.quantize(model, _ALL_OFF)
         linears = find_linears(model, job.targets)
         enable(
@@ -101,33 +100,15 @@ class ModelOptQuantizer(Quantizer[ModelOptOptions]):
         self,
         model: PreTrainedModel,
         linears: tuple[QuantizedLinear, ...],
-        run: Callable[[nn.Module], None] | None,
+        passes: CalibrationPasses | None,
         progress: Progress,
     ) -> None:
         algorithm = self.options.weight_algorithm
         if algorithm not in algorithms.SEARCHED:
             return
         hessians = None
-        if algorithm == "local-hessian":
+        if passes and algorithm == "local-hessian":
             hessians = LocalHessians()
             with hessians.watching(linears):
-                run(model)
+                passes.run(model)
         search_block_scales(linears, algorithm, hessians, progress)
-
-
-def _forward_loop(job: QuantizeJob, progress: Progress) -> Callable[[nn.Module], None]:
-    """A function that runs all calibration tokens through a model, reporting every batch."""
-    tokens, passes = job.tokens, 0
-
-    def run(model: nn.Module) -> None:
-        nonlocal passes
-        passes += 1
-        batches = tokens.batches(job.batch_size)
-        task = "calibrate" if passes == 1 else f"calibrate, pass {passes}"
-        progress.begin(task, total=len(batches), unit="batch")
-        for batch in batches:
-            # Logits of one position alone: a vocabulary of 262,144 makes all of them several GB.
-            model(input_ids=batch.to(input_device(model)), use_cache=False, logits_to_keep=1)
-            progress.advance()
-
-    return run
