@@ -23,6 +23,7 @@ _AMAX_TYPES = (torch.bfloat16, torch.float16, torch.float32)
 class ScaleCause(Enum):
     """What two unequal scales show; a sharing and a rounding can both apply."""
 
+    RECIPROCAL = "reciprocal"
     ROUNDING = "rounding"
     GROUP = "group"
     AMAX = "amax"
@@ -38,7 +39,7 @@ class ScaleExplanation:
 
 def same_amax(a: Scale, b: Scale) -> bool:
     """Whether one amax, rounded as the two kinds of producer do, gives both."""
-    return a.same_as(b) or _one_amax(a, b) or _one_amax(b, a)
+    return a.agrees_with(b) or _one_amax(a, b) or _one_amax(b, a)
 
 
 def _one_amax(in_float32: Scale, in_own_type: Scale) -> bool:
@@ -72,6 +73,8 @@ def explain_scales(
     if mine.same_as(other):
         return ScaleExplanation((), "")
     ratio = f"A's is {mine.multiplier / other.multiplier:.6g} of B's" if other.multiplier else "B's is zero"
+    if mine.agrees_with(other):
+        return ScaleExplanation((ScaleCause.RECIPROCAL,), f"{ratio}; the last bit of a reciprocal")
     if same_amax(mine, other):
         return ScaleExplanation((ScaleCause.ROUNDING,), f"{ratio}; one amax gives both")
     for name, members in groups:
@@ -81,7 +84,7 @@ def explain_scales(
                 continue
             largest = max((own[m] for m in both), key=lambda scale: scale.multiplier)
             if same_amax(shared[module], largest):
-                rounding = () if shared[module].same_as(largest) else (ScaleCause.ROUNDING,)
+                rounding = () if shared[module].agrees_with(largest) else (ScaleCause.ROUNDING,)
                 text = f"{ratio}; {label} shares the largest of the {name}, the other side does not"
                 return ScaleExplanation((ScaleCause.GROUP, *rounding), text)
     return ScaleExplanation((ScaleCause.AMAX,), ratio)

@@ -16,6 +16,7 @@ import torch
 from fourfold.compare.report import Cause
 from fourfold.nvfp4 import BLOCK_SIZE, E2M1_GRID, NVFP4Weight, unpack_codes
 from fourfold.nvfp4.constants import CODES_PER_BYTE
+from fourfold.nvfp4.tensor import split_blocks
 
 _SIGN_BIT = 8
 _MAX_SCALE_BYTE = 0x7E
@@ -70,7 +71,7 @@ def compare_rows(a: NVFP4Weight, b: NVFP4Weight) -> BlockComparison:
     if differing is None:
         return BlockComparison(0, 0, [0] * MAX_STEPS, [0] * MAX_STEPS, {})
     a, b = differing
-    codes_a, codes_b = (unpack_codes(w.packed_weight).unflatten(-1, (-1, BLOCK_SIZE)).int() for w in (a, b))
+    codes_a, codes_b = (split_blocks(unpack_codes(w.packed_weight)).int() for w in (a, b))
     bytes_a, bytes_b = (w.block_scale.view(torch.uint8).int() for w in (a, b))
     step_a, step_b = (w.block_scale.to(torch.float32) * w.global_scale for w in (a, b))
     zero_a, zero_b = (((c & ~_SIGN_BIT) == 0).all(-1) for c in (codes_a, codes_b))
@@ -91,7 +92,9 @@ def compare_rows(a: NVFP4Weight, b: NVFP4Weight) -> BlockComparison:
 
 def _differing_blocks(a: NVFP4Weight, b: NVFP4Weight) -> tuple[NVFP4Weight, NVFP4Weight] | None:
     """The blocks [N, 16] of which a byte differs, None where none does; causes are sought in these alone."""
-    packed_a, packed_b = (w.packed_weight.unflatten(-1, (-1, BLOCK_SIZE // CODES_PER_BYTE)) for w in (a, b))
+    packed_a, packed_b = (
+        w.packed_weight.reshape(*w.block_scale.shape, BLOCK_SIZE // CODES_PER_BYTE) for w in (a, b)
+    )
     bytes_a, bytes_b = (w.block_scale.view(torch.uint8) for w in (a, b))
     chosen = (packed_a != packed_b).any(-1) | (bytes_a != bytes_b)
     if not bool(chosen.any()):
@@ -170,4 +173,4 @@ def _grid_index(codes: torch.Tensor) -> torch.Tensor:
 def _count_steps(difference: torch.Tensor) -> list[int]:
     """Counts of distances 1, 2, ..., with everything from ``MAX_STEPS`` on in the last."""
     distance = difference.abs().clamp(max=MAX_STEPS).flatten()
-    return torch.bincount(distance, minlength=MAX_STEPS + 1)[1:].tolist()  # type: ignore[no-any-return]
+    return torch.bincount(distance, minlength=MAX_STEPS + 1)[1:].tolist()

@@ -15,11 +15,13 @@ from fourfold.compare.tally import WeightSums
 from fourfold.models.gemma4 import ModuleKind, linear_module
 
 _WEIGHT_CAUSES = {
+    ScaleCause.RECIPROCAL: Cause.RECIPROCAL,
     ScaleCause.ROUNDING: Cause.GLOBAL_SCALE_ROUNDING,
     ScaleCause.GROUP: Cause.SCALE_GROUP,
     ScaleCause.AMAX: Cause.AMAX,
 }
 _INPUT_CAUSES = {
+    ScaleCause.RECIPROCAL: Cause.RECIPROCAL,
     ScaleCause.ROUNDING: Cause.INPUT_SCALE_ROUNDING,
     ScaleCause.GROUP: Cause.INPUT_SCALE_GROUP,
     ScaleCause.AMAX: Cause.INPUT_AMAX,
@@ -123,7 +125,7 @@ def judge_input_scale(module: str, a: Side, b: Side, shared: SharedScales) -> Di
     if scale_a is None and scale_b is None:
         return None
     if scale_a is None or scale_b is None:
-        detail = f"{'B' if scale_a is None else 'A'} alone stores one: weights and activations there, weights only here"
+        detail = f"{'B' if scale_a is None else 'A'} alone stores one, and quantizes activations"
         return _differing(name, Part.INPUT_SCALE, Cause.INPUT_SCALE_MISSING, detail)
     explained = explain_scales(module, a.input_scales, b.input_scales, shared.of_inputs(module))
     causes = [_INPUT_CAUSES[c] for c in explained.causes]
@@ -136,7 +138,7 @@ def judge_input_scale(module: str, a: Side, b: Side, shared: SharedScales) -> Di
     return Difference(
         tensor=name,
         part=Part.INPUT_SCALE,
-        status=Status.DIFFERING if causes else Status.EQUAL_BYTES,
+        status=_decoded_status(scale_a.multiplier == scale_b.multiplier) if causes else Status.EQUAL_BYTES,
         causes=tuple(causes),
         detail=detail,
         scale_ratio=ratio,

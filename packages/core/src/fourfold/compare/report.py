@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Literal
+from typing import Final, Literal
 
 from fourfold.config import Config
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION: Final = 1
 
 
 class Level(StrEnum):
@@ -46,6 +46,7 @@ class Cause(StrEnum):
     AMAX = "other-amax"
     GLOBAL_SCALE_ROUNDING = "other-global-scale-rounding"
     SCALE_GROUP = "scale-group"
+    RECIPROCAL = "reciprocal-rounding"
     BLOCK_SCALE_ROUNDING = "other-block-scale-rounding"
     BLOCK_SCALE = "other-block-scale"
     ZERO_BLOCK = "zero-block-policy"
@@ -70,6 +71,7 @@ CAUSE_TEXT: dict[Cause, str] = {
     Cause.AMAX: "the global scales stand for different amax",
     Cause.GLOBAL_SCALE_ROUNDING: "same amax, but one global scale was computed in the weights' 16-bit type",
     Cause.SCALE_GROUP: "one global scale is the largest of the scale group, the other the tensor's own",
+    Cause.RECIPROCAL: "one scale is the reciprocal of the other's reciprocal: the last bit a change of layout costs",
     Cause.BLOCK_SCALE_ROUNDING: "block scales one E4M3 step apart that the global scales do not account for",
     Cause.BLOCK_SCALE: "block scales that no common block amax explains: searched, or from other weights",
     Cause.ZERO_BLOCK: "blocks whose codes are all zero carry another block scale",

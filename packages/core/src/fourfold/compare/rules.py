@@ -110,9 +110,9 @@ def _gives(policy: BlockScalePolicy, amax: torch.Tensor, scale: Scale) -> bool:
     try:
         if policy is BlockScalePolicy.COMPRESSED_TENSORS:
             divisor = encode_scale_from_amax(amax)
-            return scale.same_as(Scale(divisor.reciprocal().item(), divisor.item()))
+            return scale.divisor == divisor.item() or scale.multiplier == divisor.reciprocal().item()
         multiplier = global_scale_from_amax(amax, policy)
-        return scale.same_as(Scale(multiplier.item(), multiplier.reciprocal().item()))
+        return scale.multiplier == multiplier.item() or scale.divisor == multiplier.reciprocal().item()
     except ValueError:
         return False
 

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fourfold.artifact import BLOCK_SCALE, ENCODE_SCALES, GLOBAL_SCALE, INPUT_GLOBAL_SCALE, PACKED_WEIGHT
 from fourfold.checkpoint.canonical import CanonicalFolder
 from fourfold.checkpoint.index import TensorEntry, TensorFolder
-from fourfold.checkpoint.layouts import LAYOUTS
+from fourfold.checkpoint.layouts import CANONICAL, LAYOUTS
 from fourfold.compare.report import SideInfo
 from fourfold.manifest import MANIFEST_FILE, Manifest
 from fourfold.models.gemma4 import LinearModule, fused_linears, linear_module
@@ -25,15 +26,35 @@ if TYPE_CHECKING:
     from fourfold.nvfp4 import NVFP4Weight
 
 
+class Direction(Enum):
+    """How a scale is stored: it multiplies or divides on decode."""
+
+    MULTIPLIER = "multiplier"
+    DIVISOR = "divisor"
+
+
 @dataclass(frozen=True)
 class Scale:
-    """A stored scale in both directions, each exact as far as the folder tells; float32 values."""
+    """A scale in both directions, float32 values; ``stored`` says which of them the folder itself holds.
+
+    A layout holds one, an artifact both: the divisor it does not spell out is the reciprocal.
+    """
 
     multiplier: float
     divisor: float
+    stored: frozenset[Direction]
 
     def same_as(self, other: Scale) -> bool:
-        """Whether both stand for one stored value: equal in either direction."""
+        """Whether both are stored alike: equal in the direction both hold, or in either where they hold none in common."""
+        pairs = {
+            Direction.MULTIPLIER: self.multiplier == other.multiplier,
+            Direction.DIVISOR: self.divisor == other.divisor,
+        }
+        common = self.stored & other.stored
+        return all(pairs[d] for d in common) if common else self.agrees_with(other)
+
+    def agrees_with(self, other: Scale) -> bool:
+        """Whether one is the other, or the float32 reciprocal of the other's reciprocal."""
         return self.multiplier == other.multiplier or self.divisor == other.divisor
 
 
@@ -111,14 +132,20 @@ class Side:
         import torch
 
         scales: dict[str, Scale] = {}
+        stored = self._directions()
         for module in self.quantized:
             if f"{module}.{kind}" not in self.folder:
                 continue
             multiplier = self.folder.read(f"{module}.{kind}").to(torch.float32)
             exact = f"{module}.{ENCODE_SCALES[kind]}"
             divisor = self.folder.read(exact) if exact in self.folder else multiplier.reciprocal()
-            scales[module] = Scale(multiplier.item(), divisor.item())
+            scales[module] = Scale(multiplier.item(), divisor.item(), stored)
         return scales
+
+    def _directions(self) -> frozenset[Direction]:
+        if not isinstance(self.folder, CanonicalFolder) or self.folder.layout is CANONICAL:
+            return frozenset(Direction)
+        return frozenset({Direction.DIVISOR if self.folder.layout.reciprocal else Direction.MULTIPLIER})
 
     def _read_fallbacks(self, path: Path) -> Mapping[str, str]:
         if not (path / MANIFEST_FILE).is_file():

@@ -106,7 +106,7 @@ class Distributions:
     def add_decoded(self, a: torch.Tensor, b: torch.Tensor) -> tuple[torch.Tensor, int] | None:
         """Sort the differences of two decoded weights [R, K] into bins; returns the largest and its flat block index."""
         size = BLOCK_SIZE if a.shape[-1] % BLOCK_SIZE == 0 else a.shape[-1]
-        blocks_a, blocks_b = a.unflatten(-1, (-1, size)), b.unflatten(-1, (-1, size))
+        blocks_a, blocks_b = (w.reshape(w.shape[0], -1, size) for w in (a, b))
         difference = (blocks_a - blocks_b).abs()
         largest = torch.maximum(blocks_a.abs(), blocks_b.abs()).amax(-1, keepdim=True)
         # A block of zeros in both is equal; NaN is as far off as can be.
