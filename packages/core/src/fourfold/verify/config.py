@@ -1,0 +1,274 @@
+"""Rules about config.json and hf_quant_config.json: what they say must be what the tensors are."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from fourfold.checkpoint.layouts import COMPRESSED_TENSORS, MODELOPT
+from fourfold.config import Scheme
+from fourfold.nvfp4 import BLOCK_SIZE
+from fourfold.verify.checkpoint import HF_QUANT_CONFIG, PARTS
+
+if TYPE_CHECKING:
+    from fourfold.verify.checkpoint import Checkpoint
+    from fourfold.verify.rule import Look
+
+SECTION = "config.json: quantization_config"
+CT_FORMAT = "nvfp4-pack-quantized"
+MODELOPT_ALGORITHMS = {"NVFP4": Scheme.W4A4, "W4A16_NVFP4": Scheme.W4A16}
+_ARCHITECTURES = ("Gemma4ForConditionalGeneration", "Gemma4ForCausalLM")
+_VERSION = re.compile(r"^\d+(\.\d+)+\S*$")
+_FP8_KV = {"num_bits": 8, "type": "float"}
+#: Keys that every write of a config changes, and that no server computes with.
+_FREE_KEYS = frozenset({"quantization_config", "transformers_version", "_name_or_path"})
+_ABSENT = "absent"
+
+
+def section_present(look: Look, checkpoint: Checkpoint) -> None:
+    """config.json has a quantization_config."""
+    look.count()
+    if not checkpoint.quantization and "config.json" in checkpoint.folder.files:
+        look.wrong(
+            SECTION, found=_ABSENT, expected="an object that says how the tensors are quantized",
+            message="config.json has no quantization_config, so servers load the codes as weights or refuse them",
+        )  # fmt: skip
+
+
+def model_known(look: Look, checkpoint: Checkpoint) -> None:
+    """The config describes a Gemma 4 mixture of experts under a class that servers know."""
+    look.count()
+    if checkpoint.model_fault:
+        look.wrong(
+            "config.json", found=checkpoint.model_fault, expected="a Gemma 4 mixture of experts",
+            message=f"the model is not known, so its tensors cannot be counted: {checkpoint.model_fault}",
+        )  # fmt: skip
+    names = checkpoint.config.get("architectures")
+    if checkpoint.config and not (isinstance(names, list) and any(name in _ARCHITECTURES for name in names)):
+        look.wrong(
+            "config.json: architectures", found=names, expected=" or ".join(_ARCHITECTURES),
+            message="servers choose the model class by architectures and do not know this one",
+        )  # fmt: skip
+
+
+def method_fits(look: Look, checkpoint: Checkpoint) -> None:
+    """quant_method is the layout of the tensors."""
+    if not checkpoint.quantization or checkpoint.layout is None:
+        return
+    look.count()
+    method = checkpoint.quantization.get("quant_method")
+    if method != checkpoint.layout.name:
+        look.wrong(
+            f"{SECTION}.quant_method", found=method, expected=checkpoint.layout.name,
+            message=f"quant_method is {method!r} while the tensors are in layout {checkpoint.layout.name}",
+        )  # fmt: skip
+
+
+def algorithm_is_nvfp4(look: Look, checkpoint: Checkpoint) -> None:
+    """The algorithm (or format, bits and type) is NVFP4, in one config group."""
+    section = checkpoint.quantization
+    if not section or checkpoint.layout is None:
+        return
+    if checkpoint.layout is MODELOPT:
+        _expect(look, f"{SECTION}.quant_algo", section.get("quant_algo"), *MODELOPT_ALGORITHMS)
+    else:
+        _expect(look, f"{SECTION}.format", section.get("format"), CT_FORMAT)
+    groups = config_groups(section)
+    if len(groups) != 1:
+        _expect(look, f"{SECTION}.config_groups", f"{len(groups)} groups", "1 group")
+    for name, group in groups.items():
+        if checkpoint.layout is COMPRESSED_TENSORS:
+            _expect(look, f"{SECTION}.config_groups.{name}.format", group.get("format", CT_FORMAT), CT_FORMAT)
+        for key, arguments in _arguments(group).items():
+            where = f"{SECTION}.config_groups.{name}.{key}"
+            _expect(look, f"{where}.num_bits", arguments.get("num_bits"), 4)
+            _expect(look, f"{where}.type", arguments.get("type"), "float")
+            if checkpoint.layout is COMPRESSED_TENSORS:
+                _expect(look, f"{where}.strategy", arguments.get("strategy"), "tensor_group")
+                _expect(look, f"{where}.symmetric", arguments.get("symmetric"), True)
+                _expect(look, f"{where}.dynamic", arguments.get("dynamic"), False if key == "weights" else "local")
+
+
+def group_size_is_16(look: Look, checkpoint: Checkpoint) -> None:
+    """Every stated group size is 16."""
+    for name, group in config_groups(checkpoint.quantization).items():
+        for key, arguments in _arguments(group).items():
+            where = f"{SECTION}.config_groups.{name}.{key}.group_size"
+            _expect(look, where, arguments.get("group_size"), BLOCK_SIZE)
+    if "group_size" in checkpoint.quantization:
+        _expect(look, f"{SECTION}.group_size", checkpoint.quantization["group_size"], BLOCK_SIZE)
+
+
+def version_stated(look: Look, checkpoint: Checkpoint) -> None:
+    """The writer's version stands where the layout has it, and the weights are stated as compressed."""
+    section = checkpoint.quantization
+    if not section or checkpoint.layout is None:
+        return
+    look.count()
+    if checkpoint.layout is MODELOPT:
+        producer = section.get("producer")
+        where, version = f"{SECTION}.producer.version", producer.get("version") if isinstance(producer, Mapping) else None
+    else:
+        where, version = f"{SECTION}.version", section.get("version")
+        _expect(look, f"{SECTION}.quantization_status", section.get("quantization_status"), "compressed")
+    if not isinstance(version, str) or not (_VERSION.match(version) or version == "unknown"):
+        look.wrong(
+            where, found=version, expected="a version, such as 0.47.0",
+            message=f"{where} is {version!r}; loaders choose how to read the tensors by it",
+        )  # fmt: skip
+
+
+def scheme_agrees(look: Look, checkpoint: Checkpoint) -> None:
+    """The config states W4A4 or W4A16, and the tensors are that."""
+    stated, scheme = stated_scheme(checkpoint), checkpoint.scheme
+    if stated is None or scheme is None:
+        return
+    look.count()
+    if stated is not scheme:
+        with_input = sum(PARTS[3] in parts for parts in checkpoint.modules.values())
+        look.wrong(
+            SECTION, found=f"{stated} stated, input scales in {with_input} of {len(checkpoint.modules)} modules",
+            expected=f"{scheme} stated, or input scales in {'all' if stated is Scheme.W4A4 else 'no'} modules",
+            message=f"the config says {stated}, the tensors are {scheme}; a missing input scale is folded as 0 and "
+            "one token is repeated forever",
+        )  # fmt: skip
+    elif checkpoint.layout is MODELOPT:
+        algorithm = str(checkpoint.quantization.get("quant_algo"))
+        inputs = any("input_activations" in _arguments(g) for g in config_groups(checkpoint.quantization).values())
+        if algorithm in MODELOPT_ALGORITHMS and (MODELOPT_ALGORITHMS[algorithm] is Scheme.W4A16) and inputs:
+            look.wrong(
+                f"{SECTION}.config_groups", found="input_activations", expected="none under W4A16_NVFP4",
+                message="quant_algo says weights only, config_groups quantize activations too",
+            )  # fmt: skip
+
+
+def stated_scheme(checkpoint: Checkpoint) -> Scheme | None:
+    """The scheme that config.json states; None when it states none we know."""
+    section, groups = checkpoint.quantization, config_groups(checkpoint.quantization)
+    if not section:
+        return None
+    inputs = any("input_activations" in _arguments(group) for group in groups.values())
+    if checkpoint.layout is MODELOPT:
+        stated = MODELOPT_ALGORITHMS.get(str(section.get("quant_algo")))
+        return Scheme.W4A16 if stated is Scheme.W4A4 and groups and not inputs else stated
+    return (Scheme.W4A4 if inputs else Scheme.W4A16) if groups else None
+
+
+def hf_quant_config_agrees(look: Look, checkpoint: Checkpoint) -> None:
+    """modelopt layout: hf_quant_config.json says the same as config.json."""
+    if checkpoint.layout is not MODELOPT or HF_QUANT_CONFIG in checkpoint.unreadable:
+        return
+    look.count()
+    content = checkpoint.folder.json(HF_QUANT_CONFIG)
+    facts = content.get("quantization") if isinstance(content, dict) else None
+    if not isinstance(facts, dict):
+        look.wrong(
+            HF_QUANT_CONFIG, found=_ABSENT if content is None else "no section quantization", expected="the file",
+            message=f"{HF_QUANT_CONFIG} is part of this layout; TensorRT-LLM reads nothing else",
+        )  # fmt: skip
+        return
+    section = checkpoint.quantization
+    sizes = [a.get("group_size") for g in config_groups(section).values() for a in _arguments(g).values()]
+    pairs = {
+        "quant_algo": (facts.get("quant_algo"), section.get("quant_algo")),
+        "kv_cache_quant_algo": (facts.get("kv_cache_quant_algo"), "FP8" if states_fp8_kv(checkpoint) else None),
+        "group_size": (facts.get("group_size"), sizes[0] if sizes else BLOCK_SIZE),
+        "exclude_modules": (_sorted(facts.get("exclude_modules")), _sorted(section.get("ignore"))),
+    }
+    for key, (found, expected) in pairs.items():
+        if found != expected:
+            look.wrong(
+                f"{HF_QUANT_CONFIG}: quantization.{key}", found=_short(found), expected=_short(expected),
+                message=f"{HF_QUANT_CONFIG} and config.json differ in {key}; servers read the one or the other",
+            )  # fmt: skip
+
+
+def states_fp8_kv(checkpoint: Checkpoint) -> bool:
+    """Whether config.json asks for an FP8 KV cache."""
+    scheme = checkpoint.quantization.get("kv_cache_scheme")
+    return isinstance(scheme, Mapping) and all(scheme.get(key) == value for key, value in _FP8_KV.items())
+
+
+def kv_scheme_agrees(look: Look, checkpoint: Checkpoint) -> None:
+    """FP8 scales of keys and values stand in every layer exactly when the config asks for an FP8 KV cache."""
+    if not checkpoint.quantization or checkpoint.layout is None:
+        return
+    look.count()
+    scheme, stated = checkpoint.quantization.get("kv_cache_scheme"), states_fp8_kv(checkpoint)
+    if scheme is not None and not stated:
+        look.wrong(
+            f"{SECTION}.kv_cache_scheme", found=scheme, expected=f"null, or {_FP8_KV}",
+            message="the KV-cache scheme is none that servers load with NVFP4 weights",
+        )  # fmt: skip
+    if not stated and checkpoint.kv_names:
+        look.wrong(
+            f"{SECTION}.kv_cache_scheme", found=f"none stated, {len(checkpoint.kv_names)} scales stored",
+            expected="an FP8 scheme, or no scales",
+            message="KV-cache scales are stored but no scheme is stated; servers ignore them or refuse the file",
+        )  # fmt: skip
+    if stated:
+        layers = {m.name.rpartition(".")[0] for m in checkpoint.linears.values() if m.projection == "k_proj"}
+        for attention in sorted(layers):
+            for part in ("k_scale", "v_scale"):
+                key = f"{attention}.{checkpoint.layout.kv_scales[part]}"
+                look.count()
+                if key not in checkpoint.kv_names:
+                    look.wrong(
+                        key, found=_ABSENT, expected="a scale, as the KV-cache scheme is FP8",
+                        message=f"{key} is missing; the server takes 1.0 and quality drops in silence",
+                    )  # fmt: skip
+
+
+def config_of_source(look: Look, checkpoint: Checkpoint) -> None:
+    """Apart from quantization_config (and the writer's version), config.json is the source's."""
+    if checkpoint.source is None:
+        return
+    ours, theirs = _leaves(checkpoint.config), _leaves(checkpoint.source.index.config)
+    look.count(len(theirs))
+    for key in sorted(ours.keys() | theirs.keys()):
+        found, expected = ours.get(key, _ABSENT), theirs.get(key, _ABSENT)
+        if found != expected or type(found) is not type(expected):
+            look.wrong(
+                f"config.json: {key}", found=found, expected=expected,
+                message=f"config.json differs from the source's in {key}; the weights were trained with the source's",
+            )  # fmt: skip
+
+
+def _leaves(section: Mapping[str, Any], prefix: str = "") -> dict[str, object]:
+    """Dotted key -> value of every leaf; ``torch_dtype`` is the old name of ``dtype``."""
+    leaves: dict[str, object] = {}
+    for key, value in section.items():
+        if not prefix and key in _FREE_KEYS:
+            continue
+        path = prefix + ("dtype" if key == "torch_dtype" else key)
+        if isinstance(value, Mapping) and value:
+            leaves |= _leaves(value, f"{path}.")
+        else:
+            leaves[path] = value
+    return leaves
+
+
+def config_groups(section: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    groups = section.get("config_groups")
+    return {str(k): v for k, v in groups.items() if isinstance(v, Mapping)} if isinstance(groups, Mapping) else {}
+
+
+def _arguments(group: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    return {k: group[k] for k in ("weights", "input_activations") if isinstance(group.get(k), Mapping)}
+
+
+def _expect(look: Look, where: str, found: object, *allowed: object) -> None:
+    look.count()
+    if found not in allowed or type(found) not in {type(value) for value in allowed}:
+        expected = " or ".join(map(str, allowed))
+        look.wrong(where, found=found, expected=expected, message=f"{where} is {found!r}; NVFP4 needs {expected}")
+
+
+def _sorted(value: object) -> object:
+    return sorted(map(str, value)) if isinstance(value, list) else value
+
+
+def _short(value: object) -> str:
+    text = str(value)
+    return text if len(text) <= 200 else f"{text[:200]}..."

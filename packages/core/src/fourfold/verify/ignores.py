@@ -1,0 +1,104 @@
+"""Rules about the ignore list and the targets: they must match the module names, in both directions."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from fourfold.checkpoint.layouts import MODELOPT
+from fourfold.verify.config import SECTION, config_groups
+from fourfold.verify.patterns import LINEAR_CLASSES, PatternList, catches, matcher, means_by_parts
+
+if TYPE_CHECKING:
+    from fourfold.verify.checkpoint import Checkpoint
+    from fourfold.verify.rule import Look
+
+_IGNORE = f"{SECTION}.ignore"
+
+
+def unquantized_ignored(look: Look, checkpoint: Checkpoint) -> None:
+    """Every linear that is not quantized is in the ignore list, or not a target."""
+    if not checkpoint.quantization or checkpoint.layout is None:
+        return
+    ignored = PatternList(checkpoint.ignore_patterns(), checkpoint.layout)
+    targets = _targets(checkpoint)
+    for name in checkpoint.bf16_linears:
+        look.count()
+        if (targets is None or targets.match(name)) and not ignored.match(name):
+            look.wrong(
+                name, found="not ignored", expected=f"an entry in {_IGNORE}",
+                message=f"{name} is unquantized but not ignored; a server builds it for NVFP4 and finds no scales",
+            )  # fmt: skip
+
+
+def quantized_not_ignored(look: Look, checkpoint: Checkpoint) -> None:
+    """No quantized module is meant by an entry of the ignore list."""
+    if checkpoint.layout is None:
+        return
+    look.count(len(checkpoint.modules))
+    for pattern in checkpoint.ignore_patterns():
+        covers = matcher(pattern, checkpoint.layout.name)
+        modelopt = checkpoint.layout is MODELOPT
+        for name in checkpoint.modules:
+            if covers(name) and not (modelopt and not means_by_parts(pattern, name)):
+                look.wrong(
+                    name, found=f"ignored by {pattern!r}", expected="not ignored",
+                    message=f"{name} is quantized but ignored; a server builds it unquantized and refuses the scales",
+                )  # fmt: skip
+
+
+def ignore_catches_no_more(look: Look, checkpoint: Checkpoint) -> None:
+    """No entry catches a quantized module by accident: ``layers.1*`` catches layer 10, a bare name is a substring."""
+    if checkpoint.layout is not MODELOPT:
+        return
+    look.count(len(checkpoint.ignore_patterns()))
+    for pattern in checkpoint.ignore_patterns():
+        covers = catches(pattern, checkpoint.layout.name)
+        caught = [name for name in checkpoint.modules if covers(name) and not means_by_parts(pattern, name)]
+        if caught:
+            look.wrong(
+                f"{_IGNORE}: {pattern}", found=f"catches {caught[0]} and {len(caught) - 1} more quantized modules",
+                expected="only modules under whole names",
+                message=f"{pattern!r} also catches {caught[0]}: vLLM matches wildcards and substrings; end it at a dot",
+            )  # fmt: skip
+
+
+def ignore_entries_match(look: Look, checkpoint: Checkpoint) -> None:
+    """Every entry of the ignore list matches some module of the model."""
+    if checkpoint.layout is None:
+        return
+    listed = checkpoint.quantization.get("ignore")
+    if listed is not None and not (isinstance(listed, list) and all(isinstance(entry, str) for entry in listed)):
+        look.wrong(_IGNORE, found=listed, expected="a list of names", message=f"{_IGNORE} is no list of names")
+    for pattern in checkpoint.ignore_patterns():
+        look.count()
+        covers = matcher(pattern, checkpoint.layout.name)
+        if pattern not in LINEAR_CLASSES and not any(map(covers, checkpoint.module_names)):
+            look.wrong(
+                f"{_IGNORE}: {pattern}", found="matches no module", expected="a module of this model",
+                message=f"{pattern!r} matches nothing: the list was written for other names, so what it meant is not "
+                "ignored",
+            )  # fmt: skip
+
+
+def quantized_targeted(look: Look, checkpoint: Checkpoint) -> None:
+    """Every quantized module is a target of the config group."""
+    if not checkpoint.quantization or (targets := _targets(checkpoint)) is None:
+        return
+    look.count(len(checkpoint.modules))
+    for name in checkpoint.modules:
+        if not targets.match(name):
+            look.wrong(
+                name, found="no target matches", expected="a target in config_groups",
+                message=f"{name} is quantized but no target covers it; a server builds it unquantized",
+            )  # fmt: skip
+
+
+def _targets(checkpoint: Checkpoint) -> PatternList | None:
+    """The targets as patterns; None when they mean every linear."""
+    if checkpoint.layout is None or checkpoint.layout is MODELOPT:
+        return None  # ModelOpt's list names classes; vLLM does not read it
+    targets: list[str] = []
+    for group in config_groups(checkpoint.quantization).values():
+        listed = group.get("targets")
+        targets += [t for t in listed if isinstance(t, str)] if isinstance(listed, list) else []
+    return None if LINEAR_CLASSES & set(targets) else PatternList(targets, checkpoint.layout)

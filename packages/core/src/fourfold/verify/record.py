@@ -1,0 +1,133 @@
+"""Rules about manifest.json: what it records is what the folder is. A checkpoint without one is not at fault."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from fourfold.checkpoint.index import is_side_file
+from fourfold.config import KVCache
+from fourfold.manifest import MANIFEST_FILE, Fate, Manifest, sha256_file
+from fourfold.verify.config import states_fp8_kv, stated_scheme
+
+if TYPE_CHECKING:
+    from fourfold.verify.checkpoint import Checkpoint
+    from fourfold.verify.rule import Look
+
+
+def _manifest(checkpoint: Checkpoint) -> Manifest:
+    if checkpoint.manifest is None:
+        raise ValueError("a manifest rule was called without a manifest")
+    return checkpoint.manifest
+
+
+def manifest_belongs(look: Look, checkpoint: Checkpoint) -> None:
+    """The manifest is of a checkpoint, in the layout of the tensors."""
+    manifest = _manifest(checkpoint)
+    look.count()
+    layout = checkpoint.layout.name if checkpoint.layout else "none"
+    if manifest.kind != "checkpoint" or manifest.layout != layout:
+        look.wrong(
+            MANIFEST_FILE, found=f"a {manifest.kind} in layout {manifest.layout}", expected=f"a checkpoint in {layout}",
+            message="manifest.json belongs to another folder",
+        )  # fmt: skip
+
+
+def file_hashes(look: Look, checkpoint: Checkpoint) -> None:
+    """Every file has the recorded sha256; none is missing, and none is there that the manifest does not record."""
+    recorded = _manifest(checkpoint).files
+    present = {name for name in checkpoint.folder.files if name != MANIFEST_FILE}
+    for name, digest in recorded.items():
+        look.count()
+        if name not in present:
+            look.wrong(
+                name, found="absent", expected=f"sha256 {digest[:16]}", message=f"{name} is recorded but not there"
+            )
+            continue
+        try:
+            found = sha256_file(checkpoint.path / name)
+        except OSError as error:
+            found = f"unreadable ({error.strerror})"
+        if found != digest:
+            look.wrong(
+                name, found=f"sha256 {found[:16]}", expected=f"sha256 {digest[:16]}",
+                message=f"{name} was changed or damaged after it was written",
+            )  # fmt: skip
+    for name in sorted(present - recorded.keys()):
+        look.wrong(
+            name, found="a file that is not recorded", expected="only recorded files",
+            message=f"{name} was added after the checkpoint was written",
+        )  # fmt: skip
+
+
+def modules_recorded(look: Look, checkpoint: Checkpoint) -> None:
+    """The recorded list of quantized modules is the one in the tensors."""
+    recorded = set(_manifest(checkpoint).quantized_modules)
+    look.count(len(recorded))
+    for name in sorted(recorded - checkpoint.modules.keys()):
+        look.wrong(
+            name, found="not quantized", expected="quantized, as recorded", message=f"{name} is recorded as quantized"
+        )
+    for name in sorted(checkpoint.modules.keys() - recorded):
+        look.wrong(
+            name, found="quantized", expected="not quantized, as recorded",
+            message=f"{name} is quantized, which the manifest does not record",
+        )  # fmt: skip
+
+
+def fates_true(look: Look, checkpoint: Checkpoint) -> None:
+    """Kept tensors are there, quantized ones are not, and a dropped one has a reason."""
+    quantized = set(_manifest(checkpoint).quantized_modules)
+    for name, fate in _manifest(checkpoint).tensors.items():
+        look.count()
+        there = name in checkpoint.plain
+        if fate.fate is Fate.KEPT and not there:
+            look.wrong(name, found="absent", expected="kept, as recorded", message=f"{name} is recorded as kept")
+        if fate.fate is Fate.QUANTIZED and there and name.removesuffix(".weight") not in quantized:
+            look.wrong(
+                name, found="unquantized", expected="quantized, as recorded", message=f"{name} is recorded as quantized"
+            )
+        if fate.fate is Fate.DROPPED and not fate.reason:
+            look.wrong(name, found="no reason", expected="a reason", message=f"{name} is recorded as dropped without one")
+    if checkpoint.source is not None:
+        for name in sorted(checkpoint.source.index.tensors.keys() - _manifest(checkpoint).tensors.keys()):
+            look.wrong(name, found="no fate", expected="kept, quantized or dropped", message=f"{name} is unaccounted for")
+
+
+def recipe_agrees(look: Look, checkpoint: Checkpoint) -> None:
+    """Scheme and KV cache of the recorded recipe are what the config states."""
+    recipe = _manifest(checkpoint).recipe
+    look.count()
+    stated, kv = stated_scheme(checkpoint), KVCache.FP8 if states_fp8_kv(checkpoint) else KVCache.NONE
+    if stated is not None and (recipe.scheme, recipe.kv_cache) != (stated, kv):
+        look.wrong(
+            MANIFEST_FILE, found=f"{recipe.scheme}, KV cache {recipe.kv_cache}", expected=f"{stated}, KV cache {kv}",
+            message="the recorded recipe is not the one config.json states",
+        )  # fmt: skip
+
+
+def fallbacks_named(look: Look, checkpoint: Checkpoint) -> None:
+    """Fallbacks and transformed weights are of modules that exist."""
+    manifest = _manifest(checkpoint)
+    for name in (*manifest.rare_modules, *manifest.transformed):
+        look.count()
+        if name not in checkpoint.module_names:
+            look.wrong(name, found="no such module", expected="a module", message=f"{name} is recorded but does not exist")
+
+
+def source_recorded(look: Look, checkpoint: Checkpoint) -> None:
+    """The source's recorded side files are beside the weights with their recorded sha256, and so is the given source."""
+    for name, digest in _manifest(checkpoint).source_files.items():
+        here = is_side_file(name)
+        for folder, files in (
+            (checkpoint.path if here else None, checkpoint.folder.files),
+            (checkpoint.source.path if checkpoint.source else None, checkpoint.source.folder.files if checkpoint.source else ()),
+        ):
+            if folder is None or name not in files or (not here and name.endswith(".safetensors")):
+                continue  # absent side files have rules of their own; the source's weights are compared by value
+            look.count()
+            found = sha256_file(folder / name)
+            if found != digest:
+                look.wrong(
+                    name, found=f"sha256 {found[:16]} in {folder.name}", expected=f"sha256 {digest[:16]}",
+                    message=f"{name} is not the file the checkpoint was made from",
+                )  # fmt: skip

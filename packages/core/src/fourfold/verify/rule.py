@@ -1,0 +1,72 @@
+"""What a rule is: an id, a title, the reason why a server cares, and one function."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+from fourfold.verify.report import MAX_LISTED, Finding
+
+
+class Phase(StrEnum):
+    """When a rule looks, and at what."""
+
+    FOLDER = "folder"  # a Checkpoint, before any tensor is read
+    TENSOR = "tensor"  # a PlainTensor: a piece of one that belongs to no quantized module, with its values
+    MODULE = "module"  # a ModuleView: one quantized module, with its values
+    MISFIT = "misfit"  # a Misfit: a module whose decoded weight is not the source's; the first to explain it ends it
+    END = "end"  # a Checkpoint, with all scalar scales read
+
+
+class Need(StrEnum):
+    """What a rule cannot do without; the text is the reason it gives when it is skipped."""
+
+    NOTHING = ""
+    SOURCE = "no source model given"
+    MANIFEST = "no manifest.json beside the checkpoint"
+    MODEL = "config.json describes no Gemma 4 mixture of experts"
+    LAYOUT = "the tensors tell no layout"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rule:
+    """One rule. ``check`` is called with a :class:`Look` and the subject of its phase."""
+
+    id: str
+    title: str
+    why: str
+    phase: Phase
+    check: Callable[[Look, Any], None]
+    needs: Need = Need.NOTHING
+
+
+@dataclass
+class Look:
+    """Where one rule notes what it looked at and what was wrong."""
+
+    rule: str
+    checked: int = 0
+    num_findings: int = 0
+    findings: list[Finding] = field(default_factory=list)
+    in_pieces: bool = False
+    _last: str = ""
+
+    def count(self, number: int = 1) -> None:
+        """``number`` more things were looked at."""
+        self.checked += number
+
+    def wrong(self, tensor: str, *, found: object, expected: object, message: str) -> None:
+        """Something is wrong with ``tensor``; ``message`` is one sentence that says what, and what to do.
+
+        A tensor that is looked at in pieces is reported once, for its first bad piece.
+        """
+        if self.in_pieces and self._last == tensor:
+            return
+        self._last = tensor
+        self.num_findings += 1
+        if len(self.findings) < MAX_LISTED:
+            self.findings.append(
+                Finding(rule=self.rule, tensor=tensor, found=str(found), expected=str(expected), message=message)
+            )

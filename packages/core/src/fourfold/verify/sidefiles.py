@@ -1,0 +1,132 @@
+"""Rules about the files beside the weights: tokenizer, chat template, processor, generation config."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import TYPE_CHECKING
+
+from fourfold.checkpoint.index import is_side_file
+from fourfold.errors import CheckpointError
+from fourfold.manifest import sha256_file
+from fourfold.verify.shards import load_json
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from fourfold.verify.checkpoint import Checkpoint
+    from fourfold.verify.rule import Look
+
+_TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json")
+_TEMPLATES = ("chat_template.jinja", "chat_template.json")
+_PROCESSORS = ("processor_config.json", "preprocessor_config.json")
+_GENERATION = "generation_config.json"
+#: Written anew by every save; no server reads it.
+_FREE_KEY = "transformers_version"
+
+
+def tokenizer_present(look: Look, checkpoint: Checkpoint) -> None:
+    """There is a tokenizer, with its config."""
+    _present(look, checkpoint, _TOKENIZERS, "the tokenizer")
+    _present(look, checkpoint, ("tokenizer_config.json",), "the tokenizer's config")
+
+
+def template_present(look: Look, checkpoint: Checkpoint) -> None:
+    """There is a chat template, of its own or in the tokenizer's config."""
+    if not _applies(checkpoint, _TEMPLATES):
+        return
+    look.count()
+    if any(name in checkpoint.folder.files for name in _TEMPLATES) or _template_inside(checkpoint.path):
+        return
+    look.wrong(
+        _TEMPLATES[0], found="absent", expected="the source's chat template",
+        message="there is no chat template; a server cannot take chat requests",
+    )  # fmt: skip
+
+
+def _template_inside(folder: Path) -> bool:
+    try:
+        content = load_json(folder / "tokenizer_config.json")
+    except CheckpointError:
+        return False
+    return isinstance(content, dict) and bool(content.get("chat_template"))
+
+
+def processor_present(look: Look, checkpoint: Checkpoint) -> None:
+    """A model with a vision tower has its processor's config."""
+    if checkpoint.config.get("vision_config") or checkpoint.source is not None:
+        _present(look, checkpoint, _PROCESSORS, "the image processor's config")
+
+
+def generation_present(look: Look, checkpoint: Checkpoint) -> None:
+    """There is a generation config (stop tokens, sampling)."""
+    _present(look, checkpoint, (_GENERATION,), "the generation config")
+
+
+def _present(look: Look, checkpoint: Checkpoint, names: tuple[str, ...], what: str) -> None:
+    if not _applies(checkpoint, names):
+        return
+    look.count()
+    if not any(name in checkpoint.folder.files for name in names):
+        look.wrong(
+            names[0], found="absent", expected=what, message=f"{what} is missing ({' or '.join(names)}); copy the source's"
+        )
+
+
+def _applies(checkpoint: Checkpoint, names: tuple[str, ...]) -> bool:
+    """Without source and manifest these files are always due; with one of them, when the source has them."""
+    if checkpoint.source is not None:
+        present: tuple[str, ...] | dict[str, str] = checkpoint.source.folder.files
+    elif checkpoint.manifest is not None and checkpoint.manifest.source_files:
+        present = checkpoint.manifest.source_files
+    else:
+        return True
+    return any(name in present for name in names)
+
+
+def side_files_of_source(look: Look, checkpoint: Checkpoint) -> None:
+    """Each of these files equals the source's, and there is none the source does not have."""
+    if checkpoint.source is None:
+        return
+    theirs = checkpoint.source.side_files()
+    ours = {name for name in checkpoint.folder.files if is_side_file(name)}
+    for name in theirs:
+        look.count()
+        if name in ours and not _equal(checkpoint.path / name, checkpoint.source.path / name):
+            look.wrong(
+                name, found=f"sha256 {_digest(checkpoint.path / name)[:16]}",
+                expected=f"sha256 {_digest(checkpoint.source.path / name)[:16]}",
+                message=f"{name} is not the source's: another version's, or another model's; copy the source's",
+            )  # fmt: skip
+        known = _TOKENIZERS + _TEMPLATES + _PROCESSORS + (_GENERATION, "tokenizer_config.json")
+        if name not in ours and name not in known:
+            look.wrong(
+                name, found="absent", expected="the source's file", message=f"{name} was left behind; copy the source's"
+            )
+    for name in sorted(ours - set(theirs)):
+        look.wrong(
+            name, found="a file the source does not have", expected="no such file",
+            message=f"{name} is not the source's: it comes from another model; remove it",
+        )  # fmt: skip
+
+
+def _equal(ours: Path, theirs: Path) -> bool:
+    """Byte for byte; JSON files may differ in spelling and in the version of the library that wrote them."""
+    if _digest(ours) == _digest(theirs):
+        return True
+    if ours.suffix != ".json":
+        return False
+    try:
+        pair = [load_json(path) for path in (ours, theirs)]
+    except CheckpointError:
+        return False
+    for content in pair:
+        if isinstance(content, dict):
+            content.pop(_FREE_KEY, None)
+    return bool(pair[0] == pair[1])
+
+
+def _digest(path: Path) -> str:
+    try:
+        return sha256_file(path)
+    except OSError as error:
+        return hashlib.sha256(f"unreadable {path.name} {error.errno}".encode()).hexdigest()

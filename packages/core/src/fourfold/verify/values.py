@@ -1,0 +1,97 @@
+"""Rules about values against the source: what was kept is kept to the bit, what was quantized decodes to it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from fourfold.verify.fit import (
+    MAX_BLOCK_ERROR,
+    MAX_FEEDBACK_BLOCKS,
+    MAX_TENSOR_ERROR,
+    MIN_NEAREST_SHARE,
+    nearest_share,
+)
+
+if TYPE_CHECKING:
+    from fourfold.verify.causes import Misfit
+    from fourfold.verify.module import ModuleView, PlainTensor
+    from fourfold.verify.rule import Look
+
+_CLIP_BOUNDS = (".input_min", ".input_max", ".output_min", ".output_max")
+
+
+def kept_identical(look: Look, tensor: PlainTensor) -> None:
+    """A tensor that is not quantized equals the source's, bit for bit."""
+    import torch
+
+    if (source := tensor.source_value) is None:
+        return
+    look.count(tensor.value.numel())
+    name, value = tensor.entry.name, tensor.value
+    if torch.equal(value.view(torch.uint8), source.view(torch.uint8)):
+        return
+    width = value.element_size()
+    differs = (value.view(torch.uint8) != source.view(torch.uint8)).view(-1, width).any(-1)
+    at = int(differs.to(torch.uint8).argmax())
+    look.wrong(
+        name, found=f"{value[at].item()!r} at element {tensor.first + at}", expected=repr(source[at].item()),
+        message=f"{name} is kept but not the source's: {int(differs.sum())} elements differ",
+    )  # fmt: skip
+
+
+def kept_finite(look: Look, tensor: PlainTensor) -> None:
+    """No kept tensor holds NaN or infinity (the bounds of clipped linears may)."""
+    if not tensor.value.dtype.is_floating_point or tensor.entry.name.endswith(_CLIP_BOUNDS):
+        return
+    if tensor.value.element_size() == 1:
+        return  # float8 has its own rules
+    look.count(tensor.value.numel())
+    # The difference of a finite number with itself is 0; of infinity and NaN it is NaN. One pass, no mask.
+    if bool((tensor.value - tensor.value).sum() != 0):
+        look.wrong(
+            tensor.entry.name, found="NaN or infinity", expected="finite numbers",
+            message=f"{tensor.entry.name} holds NaN or infinity; so will every output",
+        )  # fmt: skip
+
+
+def layer_scalar_not_zero(look: Look, tensor: PlainTensor) -> None:
+    """``layer_scalar`` is not zero."""
+    if not tensor.entry.name.endswith(".layer_scalar"):
+        return
+    look.count()
+    if not bool(tensor.value.any()):
+        look.wrong(
+            tensor.entry.name, found=0, expected="the source's value",
+            message=f"{tensor.entry.name} is 0, so the layer's whole output is; it was saved without its value",
+        )  # fmt: skip
+
+
+def decodes_to_source(look: Look, misfit: Misfit) -> None:
+    """The decoded weight is within NVFP4's error of the source's (for a misfit that no other rule explains)."""
+    module = misfit.module
+    look.wrong(
+        module.name, found=f"relative error {misfit.error:.3g}", expected=f"at most {MAX_TENSOR_ERROR}",
+        message=f"{module.name} does not decode to the source's weight (correlation {misfit.correlation:.3f}); "
+        "no known exchange of tensors, rows, columns, nibbles or scales explains it",
+    )  # fmt: skip
+
+
+def blocks_within_bound(look: Look, module: ModuleView) -> None:
+    """Where a tensor as a whole fits, no single block is off by more than rounding can cause."""
+    fit = module.fit
+    if fit is None or fit.error > MAX_TENSOR_ERROR:
+        return
+    look.count(fit.num_blocks)
+    weight = module.source_weight
+    if not fit.num_bad_blocks or weight is None:
+        return
+    feedback = nearest_share(module.weight, weight) < MIN_NEAREST_SHARE
+    if feedback and fit.num_bad_blocks <= MAX_FEEDBACK_BLOCKS * fit.num_blocks:
+        return
+    row, block, error = fit.worst
+    look.wrong(
+        module.name, found=f"block {block} of row {row} is off by {100 * error:.0f} %",
+        expected=f"at most {100 * MAX_BLOCK_ERROR:.0f} %",
+        message=f"{module.name}: {fit.num_bad_blocks} of {fit.num_blocks} blocks do not decode to the source's weights; "
+        "block scales or codes were damaged",
+    )  # fmt: skip
