@@ -70,6 +70,7 @@ FIRST_RUN = [
     _ours("mse-fused", "modelopt", options={"algorithm": "mse"}),
     _ours("gptq-few", tokens=TOO_FEW, options={"algorithm": "gptq"}),
     _ours("awq-clip-few", tokens=TOO_FEW, options={"algorithm": "awq-clip"}),
+    _ours("local-hessian-few", tokens=TOO_FEW, options={"algorithm": "local-hessian"}),
     _ours("threshold", recipe={"min_expert_tokens": 100}),
     _ours("one-expert-bf16", recipe={"exclude": ["*.layers.0.experts.3.*"]}),
     {

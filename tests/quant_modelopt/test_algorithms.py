@@ -15,6 +15,8 @@ from .conftest import Result, Runs
 from .jobs import ALGORITHMS, ATTENTION_OUT, DENSE_DOWN, FIRST_INPUT
 
 FOUR_OVER_SIX_DIVISOR = 6 * 256
+#: K and V are projected from what Q is projected from.
+SAME_INPUT = {FIRST_INPUT.replace("q_proj", other): FIRST_INPUT for other in ("k_proj", "v_proj")}
 WEIGHT_ALGORITHMS = [name for name in ALGORITHMS if name != "act-headroom"]
 
 
@@ -39,7 +41,7 @@ def output_error(result: Result, runs: Runs, name: str) -> float:
     """Squared error of the module's output on inputs quantized as a server does."""
     scale = result.artifact.input_global_scale(name)
     assert scale is not None
-    x = runs["bf16"].inputs[name]
+    x = runs["bf16"].inputs[SAME_INPUT.get(name, name)]
     served = fake_quantize_activations(x, scale).double()
     return (served @ (decoded(result, name) - original(runs, name)).double().T).square().sum().item()
 
@@ -47,7 +49,10 @@ def output_error(result: Result, runs: Runs, name: str) -> float:
 @pytest.mark.parametrize("name", WEIGHT_ALGORITHMS)
 def test_weights_differ_from_max(runs: Runs, name: str) -> None:
     targets = modules(runs)
-    assert runs[name].artifact.manifest.quantized_modules == runs["reference"].artifact.manifest.quantized_modules
+    assert (
+        runs[name].artifact.manifest.quantized_modules
+        == runs["reference"].artifact.manifest.quantized_modules
+    )
     changed = sum(
         not torch.equal(decoded(runs[name], m.name), decoded(runs["reference"], m.name)) for m in targets
     )
@@ -69,7 +74,9 @@ def test_mse_finds_the_best_of_all_scales(runs: Runs, name: str) -> None:
     """Brute force over the 126 positive FP8 values, block by block."""
     found, weight = runs["mse"].artifact.weight(name), original(runs, name)
     blocks = weight.reshape(-1, 16)
-    candidates = torch.arange(1, 127, dtype=torch.uint8).view(torch.float8_e4m3fn).float() * found.global_scale
+    candidates = (
+        torch.arange(1, 127, dtype=torch.uint8).view(torch.float8_e4m3fn).float() * found.global_scale
+    )
     errors = torch.stack([(round_to_e2m1(blocks / s) * s - blocks).square().sum(-1) for s in candidates])
     stored = (decoded(runs["mse"], name).reshape(-1, 16) - blocks).square().sum(-1)
     torch.testing.assert_close(stored, errors.amin(0), rtol=1e-5, atol=0)
@@ -80,7 +87,9 @@ def test_mse_behind_the_fused_wrapper_finds_the_same(runs: Runs) -> None:
     for module in modules(runs):
         one, other = (runs[n].artifact.weight(module.name) for n in ("mse", "mse-fused"))
         assert torch.equal(one.packed_weight, other.packed_weight), module.name
-        assert torch.equal(one.block_scale.view(torch.uint8), other.block_scale.view(torch.uint8)), module.name
+        assert torch.equal(one.block_scale.view(torch.uint8), other.block_scale.view(torch.uint8)), (
+            module.name
+        )
 
 
 @pytest.mark.parametrize("name", [FIRST_INPUT, "model.language_model.layers.0.experts.2.down_proj"])
@@ -116,7 +125,6 @@ def test_local_hessian_lowers_the_weighted_error(runs: Runs) -> None:
 @pytest.mark.parametrize("projection", ["q_proj", "k_proj", "v_proj"])
 def test_gptq_lowers_the_output_error(runs: Runs, projection: str) -> None:
     name = FIRST_INPUT.replace("q_proj", projection)
-    runs["bf16"].inputs.setdefault(name, runs["bf16"].inputs[FIRST_INPUT])
     assert output_error(runs["gptq"], runs, name) < 0.9 * output_error(runs["reference"], runs, name)
 
 
@@ -139,7 +147,10 @@ def test_awq_clip_takes_the_clip_of_least_output_error(runs: Runs, name: str) ->
 
 def test_awq_clip_clips(runs: Runs) -> None:
     clipped = sum(
-        (runs["awq-clip"].artifact.weight(m.name).global_scale < runs["reference"].artifact.weight(m.name).global_scale)
+        (
+            runs["awq-clip"].artifact.weight(m.name).global_scale
+            < runs["reference"].artifact.weight(m.name).global_scale
+        )
         for m in modules(runs)
     )
     assert clipped > 0
@@ -148,7 +159,9 @@ def test_awq_clip_clips(runs: Runs) -> None:
 def test_act_headroom_changes_input_scales_alone(runs: Runs) -> None:
     for module in modules(runs):
         ours, plain = runs["act-headroom"].artifact, runs["reference"].artifact
-        assert torch.equal(decoded(runs["act-headroom"], module.name), decoded(runs["reference"], module.name))
+        assert torch.equal(
+            decoded(runs["act-headroom"], module.name), decoded(runs["reference"], module.name)
+        )
         larger, smaller = ours.input_global_scale(module.name), plain.input_global_scale(module.name)
         assert larger is not None and smaller is not None and larger > smaller, module.name
 

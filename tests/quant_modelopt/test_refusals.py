@@ -32,7 +32,9 @@ def test_algorithms_no_server_can_load(algorithm: str, reason: str) -> None:
 def test_headroom_without_activations() -> None:
     options = ModelOptOptions(algorithm="act-headroom", headroom_weights="mse")
     options.check(W4A4, "cpu")
-    with pytest.raises(ConfigError, match="input scales, which scheme W4A16 does not have; use algorithm mse"):
+    with pytest.raises(
+        ConfigError, match="input scales, which scheme W4A16 does not have; use algorithm mse"
+    ):
         options.check(W4A16, "cpu")
 
 
@@ -40,7 +42,9 @@ def test_headroom_without_activations() -> None:
 def test_per_expert_inputs_behind_the_fused_wrapper(algorithm: str) -> None:
     options = ModelOptOptions.parse({"algorithm": algorithm}, where="quantizer")
     options.check_unfuser("reference")
-    with pytest.raises(ConfigError, match=f"{algorithm} needs every expert's own inputs.*--unfuser reference"):
+    with pytest.raises(
+        ConfigError, match=f"{algorithm} needs every expert's own inputs.*--unfuser reference"
+    ):
         options.check_unfuser("modelopt")
 
 
@@ -96,13 +100,21 @@ def test_too_few_cuda_devices(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("job", "kind", "message"),
     [
-        ("rare-error", "QuantizationError", "layer 0, expert 5: 0 calibration tokens, 1 wanted (3 such experts)"),
+        (
+            "rare-error",
+            "QuantizationError",
+            "layer 0, expert 5: 0 calibration tokens, 1 wanted (3 such experts)",
+        ),
         ("too-rare", "QuantizationError", "saw 100000 calibration tokens; calibrate on more samples"),
         ("gptq-fused", "ConfigError", "use --unfuser reference"),
         ("half-a-pair", "ConfigError", "experts.3.gate_proj is to be quantized without its partner"),
         ("no-cuda", "DeviceError", "there is no CUDA device here; use --device cpu"),
         ("no-tokens", "ConfigError", "an FP8 KV cache needs calibration tokens, and this job has none"),
-        ("no-hessian-tokens", "ConfigError", "algorithm gptq needs calibration tokens, and this job has none"),
+        (
+            "no-hessian-tokens",
+            "ConfigError",
+            "algorithm gptq needs calibration tokens, and this job has none",
+        ),
         ("zero-expert", "QuantizationError", "layers.0.experts.1.gate_proj: global scale 0"),
     ],
 )

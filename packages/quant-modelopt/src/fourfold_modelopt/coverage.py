@@ -15,7 +15,6 @@ from fourfold.config import RareExpertRule, Recipe
 from fourfold.errors import QuantizationError
 
 from fourfold_modelopt.linears import QuantizedLinear
-from fourfold_modelopt.options import PER_EXPERT_INPUTS
 
 if TYPE_CHECKING:
     from fourfold.artifact import ArtifactWriter
@@ -32,12 +31,13 @@ def apply_rare_rule(
     linears: Iterable[QuantizedLinear],
     counts: Mapping[int, torch.Tensor],
     recipe: Recipe,
-    weight_algorithm: str,
     artifact: ArtifactWriter,
 ) -> None:
     """Give rare experts their layer's largest input amax, by name, or stop, as the recipe says."""
     experts = [linear for linear in linears if linear.module.expert is not None]
-    rare = [linear for linear in experts if _tokens(linear, counts) < recipe.min_expert_tokens]
+    rare = [
+        linear for linear in experts if _tokens(linear, counts) < recipe.min_expert_tokens or _unseen(linear)
+    ]
     if rare and recipe.rare_experts is RareExpertRule.ERROR:
         first, number = rare[0].module, len({(linear.module.layer, linear.module.expert) for linear in rare})
         raise QuantizationError(
@@ -45,23 +45,34 @@ def apply_rare_rule(
             f"{recipe.min_expert_tokens} wanted ({number} such experts); calibrate on more samples, or set the rule "
             "for rare experts to layer-max"
         )
-    largest = _largest_amax(linear for linear in experts if linear not in rare)
+    rare_ids = {id(linear) for linear in rare}
+    largest = _largest_amax(linear for linear in experts if id(linear) not in rare_ids)
     for linear in rare:
-        tokens = _tokens(linear, counts)
-        if linear.input_quantizer.is_enabled:
-            amax = largest.get((linear.module.layer, linear.module.projection))
-            if amax is None:
-                raise QuantizationError(
-                    f"layer {linear.module.layer}: no expert's {linear.module.projection} saw "
-                    f"{recipe.min_expert_tokens} calibration tokens; calibrate on more samples"
-                )
-            if not linear.fused:
-                linear.input_quantizer.amax = amax.to(linear.covered_weight.device)
-            artifact.record_fallback(
-                linear.module.name, str(RareExpertRule.LAYER_MAX), f"{tokens} calibration tokens"
+        if not linear.input_quantizer.is_enabled:
+            continue
+        amax = largest.get((linear.module.layer, linear.module.projection))
+        if amax is None:
+            raise QuantizationError(
+                f"layer {linear.module.layer}: no expert's {linear.module.projection} saw "
+                f"{recipe.min_expert_tokens} calibration tokens; calibrate on more samples"
             )
-        if tokens == 0 and weight_algorithm in PER_EXPERT_INPUTS:
-            artifact.record_fallback(linear.module.name, *_WEIGHT_FALLBACKS[weight_algorithm])
+        if not linear.fused:
+            linear.input_quantizer.amax = amax.to(linear.covered_weight.device)
+        detail = f"{_tokens(linear, counts)} calibration tokens"
+        artifact.record_fallback(linear.module.name, str(RareExpertRule.LAYER_MAX), detail)
+
+
+def record_weights_without_inputs(
+    linears: Iterable[QuantizedLinear], algorithm: str, artifact: ArtifactWriter
+) -> None:
+    """Name the weights for which ``algorithm`` had wanted inputs and got none."""
+    for linear in linears:
+        artifact.record_fallback(linear.module.name, *_WEIGHT_FALLBACKS[algorithm])
+
+
+def _unseen(linear: QuantizedLinear) -> bool:
+    """Counted in the unquantized model, an expert may still see nothing behind quantized layers."""
+    return linear.input_quantizer.is_enabled and linear.input_quantizer.amax is None
 
 
 def _tokens(linear: QuantizedLinear, counts: Mapping[int, torch.Tensor]) -> int:

@@ -42,6 +42,8 @@ from fourfold_modelopt.scales import decode_steps
 
 ACTIVATIONS: Final = "fourfold-activations"
 WEIGHTS: Final = "fourfold-weights"
+#: Attribute of a module after GPTQ: how many tokens its Hessian was made of.
+GPTQ_TOKENS: Final = "fourfold_gptq_tokens"
 
 
 def register() -> None:
@@ -53,19 +55,22 @@ def register() -> None:
 
 
 def _quantize_activations(inputs: torch.Tensor, quantizer: TensorQuantizer) -> torch.Tensor:
-    """Activations [..., K] through the codec, with the quantizer's calibrated amax."""
-    return fake_quantize_activations(inputs, global_scale_from_amax(_amax(quantizer)))
+    """Activations [..., K] through the codec, with the calibrated amax.
+
+    Quantized weights move tokens between experts, so one without amax may see some: it takes theirs, as ModelOpt does.
+    """
+    amax = inputs.abs().amax() if quantizer.amax is None else quantizer.amax
+    if not bool(amax > 0):
+        return inputs
+    return fake_quantize_activations(inputs, global_scale_from_amax(amax.float().reshape(())))
 
 
 def _quantize_weight(weight: torch.Tensor, quantizer: TensorQuantizer) -> torch.Tensor:
     """A weight [O, K] through the codec, block scales from its blocks, saturating as ModelOpt's do."""
-    return fake_quantize(weight, global_amax=_amax(quantizer), policy=BlockScalePolicy.MODELOPT)
-
-
-def _amax(quantizer: TensorQuantizer) -> torch.Tensor:
     if quantizer.amax is None or quantizer.amax.numel() != 1:
-        raise QuantizationError("a quantizer ran before it was calibrated; its amax is not one number")
-    return quantizer.amax.float().reshape(())
+        raise QuantizationError("a weight quantizer ran before it was calibrated; its amax is not one number")
+    amax = quantizer.amax.float().reshape(())
+    return fake_quantize(weight, global_amax=amax, policy=BlockScalePolicy.MODELOPT)
 
 
 class _Columns:
@@ -95,6 +100,8 @@ class InPlaceGPTQ(GPTQHelper):
 
     def update_weights(self, block_size: int, perc_damp: float) -> None:
         """Round the module's weight. On a CPU its quantizer has nothing left to do from then on."""
+        # Asked for once the Hessians are gone: experts that no token reached are named in the manifest.
+        setattr(self.module, GPTQ_TOKENS, self.n_samples)
         storage = self.module.weight.data
         super().update_weights(block_size, perc_damp)
         storage.copy_(self.module.weight.data)

@@ -11,7 +11,7 @@ from fourfold.errors import ConfigError
 from fourfold.interfaces.quantizer import QuantizeJob, Quantizer
 
 from fourfold_modelopt import algorithms, cpu_backend
-from fourfold_modelopt.coverage import apply_rare_rule
+from fourfold_modelopt.coverage import apply_rare_rule, record_weights_without_inputs
 from fourfold_modelopt.groups import share_scales
 from fourfold_modelopt.harvest import attention_modules, write_kv_scales, write_weights
 from fourfold_modelopt.linears import QuantizedLinear, enable, find_linears, require_whole_pairs
@@ -54,6 +54,9 @@ class ModelOptQuantizer(Quantizer[ModelOptOptions]):
             passes.run(model)
         linears = self._convert(model, job)
         mtq.calibrate(model, algorithms.calibration_algorithm(self.options), passes and passes.run)
+        if self.options.algorithm in ("gptq", "awq-clip"):
+            without = [linear for linear in linears if _had_no_inputs(linear)]
+            record_weights_without_inputs(without, self.options.algorithm, artifact)
         for linear in linears:
             # AWQ clip leaves the weights of an expert without tokens switched off, and thus in BF16.
             linear.weight_quantizer.enable()
@@ -62,9 +65,9 @@ class ModelOptQuantizer(Quantizer[ModelOptOptions]):
             for layer, layer_counts in counts.items():
                 artifact.record_expert_tokens(layer, layer_counts)
             if not getattr(job.unfuser.options, "calibrate_all_experts", False):
-                apply_rare_rule(linears, counts, job.recipe, self.options.weight_algorithm, artifact)
+                apply_rare_rule(linears, counts, job.recipe, artifact)
         share_scales(linears)
-        self._search(model, linears, passes, progress)
+        self._search(model, linears, passes, artifact, progress)
         return linears
 
     def _check(self, job: QuantizeJob) -> None:
@@ -101,6 +104,7 @@ class ModelOptQuantizer(Quantizer[ModelOptOptions]):
         model: PreTrainedModel,
         linears: tuple[QuantizedLinear, ...],
         passes: CalibrationPasses | None,
+        artifact: ArtifactWriter,
         progress: Progress,
     ) -> None:
         algorithm = self.options.weight_algorithm
@@ -111,4 +115,13 @@ class ModelOptQuantizer(Quantizer[ModelOptOptions]):
             hessians = LocalHessians()
             with hessians.watching(linears):
                 passes.run(model)
+            without = [linear for linear in linears if hessians.get(linear.module.scale_group) is None]
+            record_weights_without_inputs(without, algorithm, artifact)
         search_block_scales(linears, algorithm, hessians, progress)
+
+
+def _had_no_inputs(linear: QuantizedLinear) -> bool:
+    """After GPTQ or AWQ clip: no token reached this weight."""
+    if hasattr(linear.holder, cpu_backend.GPTQ_TOKENS):
+        return bool(getattr(linear.holder, cpu_backend.GPTQ_TOKENS) == 0)
+    return not linear.weight_quantizer.is_enabled
