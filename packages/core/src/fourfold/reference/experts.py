@@ -76,8 +76,11 @@ def is_fused_experts(module: nn.Module) -> bool:
     return all(parameter is not None and parameter.ndim == 3 for parameter in owned)
 
 
-class Expert(nn.Module):
-    """One expert's linears: ``gate_proj``, ``up_proj`` [I, H] and ``down_proj`` [H, I]."""
+class ExpertMLP(nn.Module):
+    """One expert's linears: ``gate_proj``, ``up_proj`` [I, H] and ``down_proj`` [H, I].
+
+    AutoRound gives gate and up one global scale where the class name says MLP, and only there.
+    """
 
     gate_proj: nn.Linear
     up_proj: nn.Linear
@@ -117,7 +120,7 @@ class UnfusedExperts(nn.Module):
         self.num_experts = fused.gate_up.shape[0]
         self.calibrate_all_experts = calibrate_all_experts
         for expert in range(self.num_experts):
-            self.add_module(str(expert), Expert(fused, expert, fused.module.act_fn))  # type: ignore[arg-type]
+            self.add_module(str(expert), ExpertMLP(fused, expert, fused.module.act_fn))  # type: ignore[arg-type]
         self.train(fused.module.training)
 
     @property
