@@ -30,6 +30,8 @@ CONFIG_VERSION = "0.19.0"
 _ARGUMENTS: dict[str, Any] = {
     "actorder": None,
     "block_structure": None,
+    # Which observer found the scales is the manifest's to say: the artifact may come from another toolchain.
+    "observer": None,
     "observer_kwargs": {},
     "symmetric": True,
     "type": "float",
@@ -41,13 +43,12 @@ _NVFP4 = _ARGUMENTS | {
     "scale_dtype": "torch.float8_e4m3fn",
     "strategy": "tensor_group",
 }
-_WEIGHTS = _NVFP4 | {"dynamic": False, "observer": "memoryless_minmax"}
-_INPUTS = _NVFP4 | {"dynamic": "local", "observer": "static_minmax"}
+_WEIGHTS = _NVFP4 | {"dynamic": False}
+_INPUTS = _NVFP4 | {"dynamic": "local"}
 _FP8_KV = _ARGUMENTS | {
     "dynamic": False,
     "group_size": None,
     "num_bits": 8,
-    "observer": "static_minmax",
     "scale_dtype": None,
     "strategy": "tensor",
 }

@@ -13,7 +13,7 @@ from fourfold.errors import ConfigError, QuantizationError
 from fourfold.interfaces.quantizer import QuantizeJob, Quantizer
 
 from fourfold_llmcompressor.calibrate import calibrate, show_all_experts, smooth_pairs
-from fourfold_llmcompressor.harvest import harvest
+from fourfold_llmcompressor.harvest import HarvestedWeight, harvest
 from fourfold_llmcompressor.model import load_model
 from fourfold_llmcompressor.options import SMOOTHING, LlmcompressorOptions
 from fourfold_llmcompressor.rare import RareExperts, requantize_nearest
@@ -64,10 +64,14 @@ class LlmcompressorQuantizer(Quantizer[LlmcompressorOptions]):
     ) -> None:
         pairs = smooth_pairs(job) if self.options.algorithm in SMOOTHING else {}
         smoothed = {*pairs, *pairs.values()}
+        shared: dict[str, torch.Tensor] = {}
         progress.begin("harvest", total=len(job.targets), unit="module")
         for module in job.targets:
             linear = model.get_submodule(module.name)
-            _add(artifact, module, linear, divisors.get(module.name))
+            divisor = divisors.get(module.name)
+            result = harvest(linear)
+            _add(artifact, module, result, divisor)
+            _require_shared(shared, module, result.encode_scale, divisor)
             if rare is not None:
                 rare.record(artifact, module)
             if module.name in smoothed and not torch.equal(linear.weight.cpu(), module.read(job.source)):
@@ -114,21 +118,29 @@ def _input_divisors(model: nn.Module, job: QuantizeJob) -> dict[str, torch.Tenso
     }
 
 
-def _add(
-    artifact: ArtifactWriter, module: LinearModule, linear: nn.Module, divisor: torch.Tensor | None
+def _require_shared(
+    shared: dict[str, torch.Tensor], module: LinearModule, *divisors: torch.Tensor | None
 ) -> None:
-    result = harvest(linear)
+    """Refuse a scale group whose members have divisors of their own: a server would use one for all."""
+    found = torch.stack([divisor for divisor in divisors if divisor is not None])
+    if not torch.equal(shared.setdefault(module.scale_group, found), found):
+        raise QuantizationError(
+            f"{module.name}: llm-compressor gave it other scales than the rest of {module.scale_group}, "
+            "which a server fuses; choose another algorithm or unfuser"
+        )
+
+
+def _add(
+    artifact: ArtifactWriter, module: LinearModule, result: HarvestedWeight, divisor: torch.Tensor | None
+) -> None:
     if not torch.isfinite(result.encode_scale):
         raise QuantizationError(f"{module.name}: llm-compressor left its weight unquantized")
-    if divisor is None:
-        artifact.add_weight(module, result.weight, None, encode_scale=result.encode_scale)
-        return
-    if not torch.isfinite(divisor):
+    if divisor is not None and not torch.isfinite(divisor):
         raise QuantizationError(f"{module.name}: llm-compressor observed no input of it; give more samples")
     artifact.add_weight(
         module,
         result.weight,
-        divisor.reciprocal(),
+        None if divisor is None else divisor.reciprocal(),
         encode_scale=result.encode_scale,
         input_encode_scale=divisor,
     )
