@@ -21,7 +21,7 @@ NUM_EXPERTS, EXPERTS_PER_TOKEN = 128, 8
 LAYER_TYPES = ("sliding_attention", "sliding_attention", "full_attention") * 2
 MAX_POSITIONS = 4096
 
-PATCH_SIZE, POOLING = 4, 3
+PATCH_SIZE, POOLING = 6, 2
 #: The smallest budget Gemma 4's processors allow; a square picture uses 64 of it.
 MAX_SOFT_TOKENS = 70
 SOFT_TOKENS_PER_FRAME = 64
@@ -87,7 +87,7 @@ def vision_config() -> dict[str, Any]:
         "head_dim": 16,
         "patch_size": PATCH_SIZE,
         "pooling_kernel_size": POOLING,
-        "position_embedding_size": 256,
+        "position_embedding_size": 160,
         "standardize": True,
         "use_clipped_linears": False,
         "hidden_activation": "gelu_pytorch_tanh",
@@ -136,7 +136,7 @@ def generation_config() -> dict[str, Any]:
 
 
 def processor_config() -> dict[str, Any]:
-    """``processor_config.json``: pictures and clips of 4-pixel patches, pooled three by three."""
+    """``processor_config.json``: pictures and clips of 6-pixel patches, pooled two by two."""
     pixels = {
         "do_convert_rgb": True,
         "do_normalize": False,

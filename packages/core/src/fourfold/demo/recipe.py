@@ -12,7 +12,7 @@ class Recipe:
     """Training settings; the committed weights were made with the defaults."""
 
     seed: int = 20_261_123
-    num_steps: int = 2700
+    num_steps: int = 2600
     """Optimizer steps."""
     problems_per_step: Mapping[str, int] = field(
         default_factory=lambda: MappingProxyType({"math": 160, "instruct": 160, "prose": 48, "vision": 128, "clip": 32})
@@ -34,6 +34,9 @@ class Recipe:
     """Weight of the router's load-balancing loss."""
     initial_layer_scalar: float = 0.8
     """Starting value of each layer's ``layer_scalar``, which is then trained."""
+
+    initial_post_norm: float = 0.3
+    """Starting weight of the norms on sublayer outputs."""
 
     def learning_rate(self, step: int) -> float:
         """Warm-up, plateau, linear decay."""

@@ -23,6 +23,7 @@ import torch
 from fourfold.demo.architecture import model_config, write_processor
 from fourfold.demo.batches import IGNORED, TASK_NAMES, Batch, BatchRecipe, stream_batches
 from fourfold.demo.evaluate import evaluate
+from fourfold.demo.initialisation import build_model
 from fourfold.demo.optimizer import MasterAdamW, trainable_tensors
 from fourfold.demo.recipe import Recipe
 from fourfold.demo.routing import RouterWatch, watch_routers
@@ -124,23 +125,6 @@ def _plain(recipe: Recipe) -> dict[str, Any]:
     """The recipe as JSON would give it back."""
     content: dict[str, Any] = json.loads(json.dumps({name: dict(value) if isinstance(value, Mapping) else value for name, value in vars(recipe).items()}))
     return content
-
-
-def build_model(recipe: Recipe, device: torch.device) -> Any:
-    """The untrained model in BF16, its buffers' starting values set."""
-    from transformers import Gemma4Config, Gemma4ForConditionalGeneration
-
-    torch.manual_seed(recipe.seed)
-    config = Gemma4Config(**model_config())
-    model = Gemma4ForConditionalGeneration._from_config(config, dtype=torch.float32, experts_implementation="grouped_mm")
-    for layer in model.model.language_model.layers:
-        layer.layer_scalar.fill_(recipe.initial_layer_scalar)
-    for name, parameter in model.named_parameters():
-        if name.endswith("q_norm.weight"):
-            # Gemma 4 does not scale its attention logits: the query norm's weight does.
-            torch.nn.init.constant_(parameter, parameter.shape[0] ** -0.5)
-    torch.nn.init.normal_(model.model.vision_tower.patch_embedder.position_embedding_table, std=0.02)
-    return model.to(device=device, dtype=torch.bfloat16).train()
 
 
 def model_inputs(batch: Batch, device: torch.device) -> tuple[dict[str, torch.Tensor], torch.Tensor, torch.Tensor]:

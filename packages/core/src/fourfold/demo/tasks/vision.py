@@ -1,7 +1,7 @@
 """demo-vision and demo-clip: name the colour and the shape in a 96 x 96 picture, and how it moves in a clip.
 
 The shapes are drawn with NumPy alone, from inequalities on pixel coordinates, so that a seed gives the same pixels
-on every machine. 96 pixels a side are 24 x 24 patches of 4 pixels: Gemma 4's image processor keeps that size and
+on every machine. 96 pixels a side are 16 x 16 patches of 6 pixels: Gemma 4's image processor keeps that size and
 makes 64 soft tokens of it.
 """
 
@@ -69,9 +69,9 @@ class Scene:
         frames = np.empty((self.num_frames, SIDE, SIDE, 3), dtype=np.uint8)
         paint = np.array(COLOURS[self.colour]) + noise.integers(-18, 19, size=3)
         for index in range(self.num_frames):
-            canvas = self.ground + noise.integers(-22, 23, size=(SIDE, SIDE, 3))
+            canvas = self.ground + noise.integers(-16, 17, size=(SIDE, SIDE, 3))
             mask = self._mask(self.x + index * self.step[0], self.y + index * self.step[1])
-            canvas[mask] = paint + noise.integers(-14, 15, size=(int(mask.sum()), 3))
+            canvas[mask] = paint + noise.integers(-12, 13, size=(int(mask.sum()), 3))
             frames[index] = np.clip(canvas, 0, 255)
         return frames
 
@@ -110,7 +110,7 @@ def _article(word: str) -> str:
 
 def _draw_scene(rng: Random, *, motion: str | None) -> Scene:
     colour, shape = rng.choice(list(COLOURS)), rng.choice(SHAPES)
-    radius = rng.randint(11, 34) if motion is None else rng.randint(11, 22)
+    radius = rng.randint(13, 34) if motion is None else rng.randint(13, 24)
     step = rng.randint(5, 13) if motion else 0
     dx, dy = MOTIONS[motion] if motion else (0, 0)
     travel = step * (NUM_FRAMES - 1)
