@@ -83,3 +83,9 @@ def test_scale_groups_share_both_scales(runs: Runs) -> None:
             (artifact.weight(module.name).global_scale.item(), scale.item())
         )
     assert {len(scales) for scales in groups.values()} == {1}
+
+
+def test_both_unfusers_give_the_same_weights(runs: Runs) -> None:
+    one, other = runs["reference"].checkpoint, runs["modelopt"].checkpoint
+    names = [name for name in one.tensors if not name.endswith(MODELOPT.input_global_scale)]
+    assert [name for name in names if not equal_bytes(one.read(name), other.read(name))] == []
