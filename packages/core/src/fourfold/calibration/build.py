@@ -1,0 +1,148 @@
+"""Texts to rows of tokens."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fourfold.calibration.sources import Text, read_texts
+from fourfold.calibration.spec import CalibrationSpec, Packing
+from fourfold.calibration.tokens import TokenSet, TokenSetRecord, tokens_sha256
+from fourfold.errors import CalibrationError
+from fourfold.progress import NoProgress
+
+if TYPE_CHECKING:
+    from fourfold.progress import Progress
+
+#: Everything that decides how a text becomes tokens.
+_TOKENIZER_FILES = (
+    "tokenizer*",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "*.jinja",
+)
+
+
+def build_token_set(spec: CalibrationSpec, model_path: Path, progress: Progress | None = None) -> TokenSet:
+    """Tokenize ``spec``'s texts with ``model_path``'s tokenizer; the same arguments give the same tokens.
+
+    Raises:
+        CalibrationError: texts that cannot be read or are too few (the message says how many rows there are),
+            a sequence longer than the model's, no tokenizer or chat template where one is needed.
+    """
+    import torch
+
+    _check_sequence_length(spec, model_path)
+    encoder = _Encoder(spec, model_path)
+    rows = _concatenated(encoder, spec) if spec.packing is Packing.CONCATENATE else _truncated(encoder, spec)
+    progress = progress or NoProgress()
+    progress.begin("calibration tokens", total=spec.samples, unit="row")
+    input_ids = torch.full((spec.samples, spec.sequence_length), encoder.pad_id, dtype=torch.int32)
+    lengths = torch.zeros(spec.samples, dtype=torch.int32)
+    found = 0
+    for row in rows:
+        input_ids[found, : len(row)] = torch.tensor(row, dtype=torch.int32)
+        lengths[found] = len(row)
+        found += 1
+        progress.advance(1)
+        if found == spec.samples:
+            break
+    if found < spec.samples:
+        raise CalibrationError(
+            f"{spec.source}: {encoder.num_texts} texts make {found} rows of {spec.sequence_length} tokens, "
+            f"not {spec.samples}; ask for fewer samples, a shorter sequence, or give more text"
+        )
+    record = TokenSetRecord(
+        spec=spec,
+        num_texts=encoder.num_texts,
+        num_tokens=int(lengths.sum()),
+        texts_sha256=encoder.texts_sha256,
+        tokenizer_sha256=_tokenizer_sha256(model_path),
+        tokens_sha256=tokens_sha256(input_ids, lengths),
+    )
+    return TokenSet(input_ids, lengths, record)
+
+
+class _Encoder:
+    """Tokenizes a spec's texts one by one, and hashes those that were used."""
+
+    def __init__(self, spec: CalibrationSpec, model_path: Path) -> None:
+        from transformers import AutoTokenizer
+
+        try:
+            self._tokenizer: Any = AutoTokenizer.from_pretrained(model_path)
+        except (OSError, ValueError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise CalibrationError(f"{model_path}: no usable tokenizer ({reason})") from error
+        pad_id = self._tokenizer.pad_token_id
+        self.pad_id = int(self._tokenizer.eos_token_id or 0) if pad_id is None else int(pad_id)
+        self.num_texts = 0
+        self._spec, self._model_path = spec, model_path
+        self._hash = hashlib.sha256()
+
+    @property
+    def texts_sha256(self) -> str:
+        return self._hash.hexdigest()
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for text in read_texts(self._spec):
+            canonical = json.dumps(text, ensure_ascii=False, sort_keys=True).encode("utf-8", "surrogatepass")
+            self._hash.update(len(canonical).to_bytes(8, "little") + canonical)
+            self.num_texts += 1
+            yield self._encode(text)
+
+    def _encode(self, text: Text) -> list[int]:
+        if isinstance(text, str) and not self._spec.chat_template:
+            encoded = self._tokenizer(text, verbose=False)
+            return list(encoded["input_ids"])
+        messages = [{"role": "user", "content": text}] if isinstance(text, str) else text
+        if not self._tokenizer.chat_template:
+            raise CalibrationError(
+                f"{self._model_path}: its tokenizer has no chat template; give plain texts"
+            )
+        rendered = self._tokenizer.apply_chat_template(messages, tokenize=False)
+        # the template writes BOS itself
+        return list(self._tokenizer(rendered, add_special_tokens=False, verbose=False)["input_ids"])
+
+
+def _concatenated(encoder: _Encoder, spec: CalibrationSpec) -> Iterator[list[int]]:
+    row: list[int] = []
+    for ids in encoder:
+        row += ids[: spec.sequence_length - len(row)]
+        if len(row) == spec.sequence_length:
+            yield row
+            row = []
+
+
+def _truncated(encoder: _Encoder, spec: CalibrationSpec) -> Iterator[list[int]]:
+    for ids in encoder:
+        if ids:
+            yield ids[: spec.sequence_length]
+
+
+def _check_sequence_length(spec: CalibrationSpec, model_path: Path) -> None:
+    path = model_path / "config.json"
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CalibrationError(f"{path}: cannot be read ({error})") from None
+    limit = config.get("text_config", config).get("max_position_embeddings")
+    if isinstance(limit, int) and spec.sequence_length > limit:
+        raise CalibrationError(
+            f"sequence length {spec.sequence_length} is longer than the model's {limit} "
+            f"(max_position_embeddings in {path})"
+        )
+
+
+def _tokenizer_sha256(model_path: Path) -> str:
+    digest = hashlib.sha256()
+    names = {file.name for pattern in _TOKENIZER_FILES for file in model_path.glob(pattern) if file.is_file()}
+    for name in sorted(names):
+        data = (model_path / name).read_bytes()
+        digest.update(f"{name}:{len(data)}:".encode() + data)
+    return digest.hexdigest()

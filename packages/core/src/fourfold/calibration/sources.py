@@ -1,0 +1,176 @@
+"""Where calibration texts come from: hub datasets, local files, the demo model's own problems.
+
+Every source yields texts in an order fixed by the seed. A text is a string or a list of chat messages.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fourfold.calibration.spec import CalibrationSpec
+from fourfold.errors import CalibrationError, UnknownNameError
+
+Messages = list[dict[str, Any]]
+Text = str | Messages
+
+#: A streamed data set is shuffled within a window of so many rows.
+_SHUFFLE_BUFFER = 10_000
+_DEFAULT_FILE_FIELD = "text"
+_DEMO = "demo"
+
+
+@dataclass(frozen=True)
+class HubDataset:
+    """A data set on the Hugging Face hub, and the field its texts stand in."""
+
+    path: str
+    config: str
+    split: str
+    field: str
+
+
+HUB_DATASETS = {"cnn_dailymail": HubDataset("abisee/cnn_dailymail", "3.0.0", "train", "article")}
+
+
+def read_texts(spec: CalibrationSpec) -> Iterator[Text]:
+    """The texts of ``spec.source`` in seeded order, empty ones left out.
+
+    Raises:
+        UnknownNameError: neither a known source nor a path.
+        CalibrationError: the source cannot be read; the message names the file and the line.
+    """
+    if spec.source in HUB_DATASETS:
+        texts = _from_hub(HUB_DATASETS[spec.source], spec)
+    elif spec.source == _DEMO:
+        texts = _from_demo(spec.seed)
+    else:
+        texts = _from_file(spec)
+    return (text for text in texts if (text.strip() if isinstance(text, str) else text))
+
+
+def _from_hub(dataset: HubDataset, spec: CalibrationSpec) -> Iterator[Text]:
+    from datasets import load_dataset
+
+    field = spec.field or dataset.field
+    try:
+        rows = load_dataset(dataset.path, dataset.config, split=dataset.split, streaming=True)
+        shuffled = rows.shuffle(seed=spec.seed, buffer_size=_SHUFFLE_BUFFER)
+        for number, row in enumerate(shuffled, start=1):
+            yield _pick(row, field, f"{dataset.path}, row {number}")
+    except OSError as error:
+        raise CalibrationError(
+            f"{dataset.path}: the hub cannot be reached ({type(error).__name__}: {_one_line(error)}); "
+            "pass a local .jsonl, .parquet or .txt file instead"
+        ) from error
+
+
+def _from_demo(seed: int) -> Iterator[Text]:
+    from fourfold.demo.tasks import TASKS
+
+    rng = random.Random(seed)
+    streams = {name: task.stream("train", seed) for name, task in TASKS.items()}
+    first = {name: next(stream) for name, stream in streams.items()}
+    names = sorted(name for name, problem in first.items() if problem.medium == "text")
+    while True:
+        problem = next(streams[rng.choice(names)])
+        if problem.prompt:
+            answer = {"role": "assistant", "content": [{"type": "text", "text": problem.target}]}
+            yield [*problem.messages, answer]
+        else:
+            yield problem.target
+
+
+def _from_file(spec: CalibrationSpec) -> Iterator[Text]:
+    path = Path(spec.source)
+    readers = {".jsonl": _read_jsonl, ".parquet": _read_parquet, ".txt": _read_lines}
+    if path.suffix not in readers:
+        if path.suffix or path.exists() or len(path.parts) > 1:
+            raise CalibrationError(f"{path}: not a calibration file; known: {', '.join(readers)}")
+        raise UnknownNameError("calibration source", spec.source, (*HUB_DATASETS, _DEMO, "a path"))
+    if not path.is_file():
+        raise CalibrationError(f"{path}: no such file")
+    if path.suffix == ".txt" and spec.field is not None:
+        raise CalibrationError(f"{path}: a .txt file has no fields; leave field {spec.field!r} out")
+    texts = list(readers[path.suffix](path, spec.field or _DEFAULT_FILE_FIELD))
+    if not texts:
+        raise CalibrationError(f"{path}: the file is empty")
+    random.Random(spec.seed).shuffle(texts)
+    yield from texts
+
+
+def _read_lines(path: Path, field: str) -> Iterator[str]:
+    del field
+    for _, line in _utf8_lines(path):
+        yield line
+
+
+def _read_jsonl(path: Path, field: str) -> Iterator[Text]:
+    for number, line in _utf8_lines(path):
+        where = f"{path}, line {number}"
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise CalibrationError(f"{where}: not JSON ({error.msg} at column {error.colno})") from None
+        if not isinstance(row, dict):
+            raise CalibrationError(f"{where}: a {type(row).__name__}, where an object is expected")
+        yield _pick(row, field, where)
+
+
+def _read_parquet(path: Path, field: str) -> Iterator[Text]:
+    import pyarrow
+    from pyarrow import parquet
+
+    try:
+        file = parquet.ParquetFile(path)
+        if field not in file.schema_arrow.names:
+            raise CalibrationError(_missing_field(field, file.schema_arrow.names, str(path)))
+        number = 0
+        for batch in file.iter_batches(columns=[field]):
+            for row in batch.to_pylist():
+                number += 1
+                yield _pick(row, field, f"{path}, row {number}")
+    except (pyarrow.ArrowException, OSError) as error:
+        raise CalibrationError(f"{path}: not a readable Parquet file ({_one_line(error)})") from error
+
+
+def _utf8_lines(path: Path) -> Iterator[tuple[int, str]]:
+    """Numbered lines that are not blank."""
+    with path.open("rb") as stream:
+        for number, line in enumerate(stream, start=1):
+            try:
+                text = line.decode("utf-8-sig" if number == 1 else "utf-8")
+            except UnicodeDecodeError as error:
+                byte = f"byte 0x{line[error.start]:02x} at column {error.start + 1}"
+                raise CalibrationError(f"{path}, line {number}: not UTF-8 ({byte})") from None
+            if text.strip():
+                yield number, text.rstrip("\r\n")
+
+
+def _pick(row: dict[str, Any], field: str, where: str) -> Text:
+    if field not in row:
+        raise CalibrationError(_missing_field(field, row, where))
+    text = row[field]
+    if isinstance(text, str) or _is_chat(text):
+        return text  # type: ignore[no-any-return]
+    raise CalibrationError(
+        f"{where}: field {field!r} holds a {type(text).__name__}, not a string or a list of chat messages"
+    )
+
+
+def _is_chat(text: object) -> bool:
+    return isinstance(text, list) and all(
+        isinstance(m, dict) and {"role", "content"} <= m.keys() for m in text
+    )
+
+
+def _missing_field(field: str, found: Iterable[str], where: str) -> str:
+    return f"{where}: no field {field!r}; found: {', '.join(map(str, found)) or 'none'}"
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]
