@@ -57,6 +57,9 @@ class QuantizerOptions(Options):
         device other than ``device``.
         """
 
+    def check_unfuser(self, unfuser: str) -> None:
+        """Refuse an unfuser whose experts the algorithm would pass by without a word."""
+
     @property
     def needs_tokens(self) -> bool:
         """Whether the algorithm reads calibration tokens even where the scheme does not (W4A16)."""

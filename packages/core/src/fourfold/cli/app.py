@@ -1,0 +1,30 @@
+"""The application: every command by name."""
+
+from __future__ import annotations
+
+import typer
+
+from fourfold.cli.backends import backends
+from fourfold.cli.compare import compare
+from fourfold.cli.convert import convert
+from fourfold.cli.doctor import doctor
+from fourfold.cli.guard import guarded
+from fourfold.cli.inspect import inspect
+from fourfold.cli.quantize import quantize
+from fourfold.cli.setup import setup
+from fourfold.cli.verify import verify
+
+app = typer.Typer(
+    name="fourfold",
+    help="Gemma 4 mixture-of-experts checkpoints to verified NVFP4.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+for command in (setup, doctor, backends, inspect, quantize, verify, compare, convert):
+    app.command(name=command.__name__)(guarded(command))
+
+
+def main() -> None:
+    """Entry point."""
+    app()

@@ -1,0 +1,93 @@
+"""``fourfold quantize``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from fourfold.pipeline import QuantizeResult
+    from fourfold.verify import VerifyReport
+
+
+def quantize(
+    model: Annotated[str, typer.Argument(help="'demo', a folder, or a hub id.")],
+    output: Annotated[Path, typer.Option(help="Folder of the checkpoint; must be empty or absent.")],
+    quantizer: Annotated[str, typer.Option(help="Backend; see fourfold backends.")] = "modelopt",
+    unfuser: Annotated[str | None, typer.Option(help="How experts are un-fused; the backend's own by default.")] = None,
+    layout: Annotated[str, typer.Option(help="modelopt or compressed-tensors.")] = "modelopt",
+    scheme: Annotated[str, typer.Option(help="W4A4 or W4A16.")] = "W4A4",
+    algorithm: Annotated[str, typer.Option(help="One of the quantizer's algorithms.")] = "max",
+    option: Annotated[list[str] | None, typer.Option(help="Further quantizer option, KEY=VALUE.")] = None,
+    unfuser_option: Annotated[list[str] | None, typer.Option(help="Unfuser option, KEY=VALUE.")] = None,
+    targets: Annotated[str, typer.Option(help="all-linear, experts-only, attention-bf16, dense-mlp-bf16.")] = "all-linear",
+    include: Annotated[list[str] | None, typer.Option(help="Pattern of modules to quantize.")] = None,
+    exclude: Annotated[list[str] | None, typer.Option(help="Pattern of modules to leave in BF16.")] = None,
+    kv_cache: Annotated[str, typer.Option(help="none or fp8.")] = "none",
+    rare_experts: Annotated[str, typer.Option(help="layer-max or error.")] = "layer-max",
+    min_expert_tokens: Annotated[int, typer.Option(help="Fewer calibration tokens make an expert rare.")] = 1,
+    calibration: Annotated[str | None, typer.Option(help="cnn_dailymail, demo, or a .jsonl, .parquet or .txt file.")] = None,
+    field: Annotated[str | None, typer.Option(help="Field of the calibration texts.")] = None,
+    chat_template: Annotated[bool, typer.Option(help="Render calibration texts as a user's turn.")] = False,
+    samples: Annotated[int | None, typer.Option(help="Calibration rows.")] = None,
+    sequence_length: Annotated[int | None, typer.Option(help="Tokens of a calibration row.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Calibration rows at a time.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 0,
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:N, or auto for several GPUs.")] = "cpu",
+    stages: Annotated[Path | None, typer.Option(help="Keep finished stages here for other runs.")] = None,
+    json: Annotated[bool, typer.Option("--json", help="Machine-readable output.")] = False,
+) -> int:
+    """Quantize a Gemma 4 MoE to NVFP4, write a checkpoint and verify it."""
+    from fourfold.cli.console import print_json, progress_bar
+    from fourfold.pipeline import Pipeline
+    from fourfold.plan import QuantizeConfig, default_calibration, parse_pairs, plan_quantize
+    from fourfold.plugins import Registry, build_plugin_manager
+
+    given_calibration = {
+        "source": calibration, "field": field, "chat_template": chat_template or None, "samples": samples,
+        "sequence_length": sequence_length, "batch_size": batch_size, "seed": seed,
+    }  # fmt: skip
+    config = QuantizeConfig.parse(
+        {
+            "model": model,
+            "quantizer": {"name": quantizer, "options": {"algorithm": algorithm, **parse_pairs(option or [])}},
+            "unfuser": {"name": unfuser, "options": parse_pairs(unfuser_option or [])} if unfuser else None,
+            "layout": layout,
+            "recipe": {
+                "scheme": scheme, "targets": targets, "include": include or ("*",), "exclude": exclude or (),
+                "kv_cache": kv_cache, "rare_experts": rare_experts, "min_expert_tokens": min_expert_tokens,
+            },
+            "calibration": default_calibration(model)
+            | {key: value for key, value in given_calibration.items() if value is not None},
+            "device": device,
+            "seed": seed,
+        },
+        where="",
+    )  # fmt: skip
+    registry = Registry(build_plugin_manager())
+    plan = plan_quantize(config, registry)
+    with progress_bar(quiet=json) as progress:
+        result, report = Pipeline(plan, registry, progress, output=output, stages=stages).run()
+    if json:
+        print_json(result)
+    else:
+        _print_result(result, report)
+    return 0 if result.verified else 1
+
+
+def _print_result(result: QuantizeResult, report: VerifyReport) -> None:
+    from fourfold.cli.console import gigabytes, print_table
+    from fourfold.cli.verify import print_report
+
+    print(f"{result.output}: {gigabytes(result.bytes_before)} -> {gigabytes(result.bytes_after)}", end="")
+    print(f" ({result.factor:.2f} x smaller), {result.quantized_modules:,} modules in NVFP4")
+    if result.uncalibrated_experts:
+        shown = ", ".join(result.uncalibrated_experts[:5])
+        print(f"{len(result.uncalibrated_experts)} experts saw no calibration token: {shown}")
+    else:
+        print("every expert saw calibration tokens")
+    rows = [(s.name, f"{s.seconds:.1f}", "reused" if s.reused else "") for s in result.stages]
+    print_table("stages", ("stage", "seconds", ""), rows)
+    print_report(report)

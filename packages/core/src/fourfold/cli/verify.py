@@ -1,0 +1,49 @@
+"""``fourfold verify``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from fourfold.verify import VerifyReport
+
+
+def verify(
+    checkpoint: Annotated[Path, typer.Argument(help="Folder of an NVFP4 checkpoint, of either layout.")],
+    source: Annotated[str | None, typer.Option(help="The unquantized model: 'demo', a folder, or a hub id.")] = None,
+    json: Annotated[bool, typer.Option("--json", help="Machine-readable output.")] = False,
+) -> int:
+    """Check a checkpoint's values against the rules a server relies on."""
+    from fourfold.cli.console import print_json, progress_bar
+    from fourfold.models.resolve import resolve_model
+    from fourfold.verify import verify_checkpoint
+
+    source_path = resolve_model(source) if source else None
+    with progress_bar(quiet=json) as progress:
+        report = verify_checkpoint(checkpoint, source=source_path, progress=progress)
+    if json:
+        print_json(report)
+    else:
+        print_report(report)
+    return 0 if report.ok else 1
+
+
+def print_report(report: VerifyReport) -> None:
+    """Findings one by one with why a server cares, or what was looked at and found right."""
+    from fourfold.verify import get_rule
+
+    for finding in report.findings:
+        print(f"{finding.rule} {finding.tensor}: {finding.message}")
+        print(f"  found {finding.found}; expected {finding.expected}")
+        print(f"  why it matters: {get_rule(finding.rule).reason}")
+    checks, rules = sum(report.checked.values()), sum(count > 0 for count in report.checked.values())
+    if report.ok:
+        print(f"verified: {checks:,} checks of {rules} rules, nothing found")
+    else:
+        print(f"not right: {sum(report.num_findings.values()):,} findings in {checks:,} checks of {rules} rules")
+    for reason in sorted(set(report.skipped.values())):
+        count = sum(value == reason for value in report.skipped.values())
+        print(f"{count} rules not checked: {reason}")

@@ -1,0 +1,155 @@
+"""One environment a toolchain, under ``.venvs/``, made by uv from the workspace's one resolution.
+
+The toolchains cannot share an environment, so a stage runs under its own interpreter. ``uv.lock`` holds the
+address of the index it was made with and is not committed; ``locks/NAME.txt`` is the committed record: hashed, free
+of addresses. Making an environment locks, compares with the record, and only then installs.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from fourfold.errors import MissingEnvironmentError
+from fourfold.manifest import sha256_file
+from fourfold.plugins import Environment
+from fourfold.progress import Progress
+
+#: The root environment's record: every member without its toolchain, and the development tools.
+WORKSPACE_RECORD = "workspace"
+_EXPORT = ("export", "-q", "--locked", "--format", "requirements.txt", "--no-header", "--no-annotate",
+           "--no-emit-workspace")  # fmt: skip
+
+
+def workspace_root() -> Path | None:
+    """The checkout this package is installed from, or None when it was installed as a wheel."""
+    for folder in Path(__file__).resolve().parents:
+        if (folder / "pyproject.toml").is_file() and (folder / "packages").is_dir():
+            return folder
+    return None
+
+
+def python_of(environment: Environment | None) -> Path | None:
+    """The interpreter that has the environment's toolchain, or None while it is not set up."""
+    if environment is None or importlib.util.find_spec(environment.provides) is not None:
+        return Path(sys.executable)
+    root = workspace_root()
+    if root is None:
+        return None
+    python = root / ".venvs" / environment.name / "bin" / "python"
+    installed = next((root / ".venvs" / environment.name).glob(f"lib/python*/site-packages/{environment.provides}"), None)
+    return python if python.exists() and installed else None
+
+
+def ensure_environment(environment: Environment | None, progress: Progress) -> Path:
+    """The interpreter, making its environment first where it is missing.
+
+    Raises :class:`MissingEnvironmentError` when it cannot be made here, with the command that installs it.
+    """
+    python = python_of(environment)
+    if python is not None:
+        return python
+    assert environment is not None  # python_of(None) is this interpreter
+    if workspace_root() is None:
+        raise MissingEnvironmentError(
+            f"{environment.provides} is not installed; install it with: "
+            f"pip install '{environment.package}[{','.join(environment.extras)}]'"
+        )
+    make_environment(environment, progress)
+    python = python_of(environment)
+    if python is None:
+        raise MissingEnvironmentError(f".venvs/{environment.name} was made, but holds no {environment.provides}")
+    return python
+
+
+def make_environment(environment: Environment, progress: Progress) -> Path:
+    """Lock, compare with the record, install into ``.venvs/<name>``; returns its folder."""
+    root = _require_workspace()
+    progress.begin(f"lock {environment.name}", total=None, unit="step")
+    check_record(environment, root)
+    folder = root / ".venvs" / environment.name
+    progress.begin(f"install {environment.name}", total=None, unit="step")
+    selection = _selection(environment)
+    _uv(["sync", "-q", "--locked", "--exact", "--no-dev", "--python", sys.executable, *selection], root, folder)
+    return folder
+
+
+def environment_sha256(environment: Environment | None) -> str | None:
+    """Hash of the environment's committed record, so that a result made with other packages is not reused."""
+    root = workspace_root()
+    record = root / "locks" / f"{environment.name if environment else WORKSPACE_RECORD}.txt" if root else None
+    return sha256_file(record) if record and record.is_file() else None
+
+
+def write_records(environments: tuple[Environment, ...]) -> tuple[Path, ...]:
+    """Resolve anew and write every ``locks/NAME.txt``; what a maintainer runs after moving a version or the date."""
+    root = _require_workspace()
+    _uv(["lock", "-q", "--upgrade"], root)
+    (root / "locks").mkdir(exist_ok=True)
+    written = []
+    for name, selection in _records(environments).items():
+        path = root / "locks" / f"{name}.txt"
+        path.write_text(_uv([*_EXPORT, *selection], root), encoding="utf-8")
+        written.append(path)
+    return tuple(written)
+
+
+def check_record(environment: Environment, root: Path) -> None:
+    """Raise :class:`MissingEnvironmentError` naming the packages whose resolution is not the committed one."""
+    record = root / "locks" / f"{environment.name}.txt"
+    if not record.is_file():
+        raise MissingEnvironmentError(f"{record}: the committed record of this environment is missing")
+    expected = record.read_text(encoding="utf-8")
+    selection = _selection(environment)
+    _uv(["lock", "-q"], root)
+    if _uv([*_EXPORT, *selection], root) == expected:
+        return
+    # A uv.lock from before the record moved keeps old versions; resolving anew follows it.
+    _uv(["lock", "-q", "--upgrade"], root)
+    found = _uv([*_EXPORT, *selection], root)
+    if found != expected:
+        names = sorted(_pins(expected) ^ _pins(found))
+        raise MissingEnvironmentError(
+            f"{record.relative_to(root)}: this machine resolves other packages than the record "
+            f"({', '.join(names[:6]) or 'other hashes'}); if that is meant, run: uv run fourfold setup --write-locks"
+        )
+
+
+def _pins(export: str) -> set[str]:
+    return {line.split(";")[0].split("\\")[0].strip() for line in export.splitlines() if "==" in line}
+
+
+def _records(environments: tuple[Environment, ...]) -> dict[str, list[str]]:
+    return {WORKSPACE_RECORD: []} | {e.name: _selection(e) for e in environments}
+
+
+def _selection(environment: Environment) -> list[str]:
+    """uv's options that choose a member, its extras, and no development tools."""
+    extras = [argument for extra in environment.extras for argument in ("--extra", extra)]
+    return ["--no-dev", "--package", environment.package, *extras]
+
+
+def _require_workspace() -> Path:
+    root = workspace_root()
+    if root is None:
+        raise MissingEnvironmentError("not in a Fourfold checkout: environments are made from its workspace")
+    return root
+
+
+def _uv(arguments: list[str], root: Path, environment: Path | None = None) -> str:
+    """Run uv in the workspace and return its output; its message in a :class:`MissingEnvironmentError` otherwise."""
+    uv = os.environ.get("UV") or shutil.which("uv")
+    if uv is None:
+        raise MissingEnvironmentError("uv is not on the PATH; install it with: pip install 'uv>=0.13.9,<0.14'")
+    variables = {k: v for k, v in os.environ.items() if k not in ("VIRTUAL_ENV", "UV_PROJECT_ENVIRONMENT")}
+    if environment is not None:
+        variables["UV_PROJECT_ENVIRONMENT"] = str(environment)
+    result = subprocess.run([uv, *arguments], cwd=root, env=variables, capture_output=True, text=True, check=False)
+    if result.returncode != 0:
+        detail = " ".join(result.stderr.split())[-600:]
+        raise MissingEnvironmentError(f"uv {arguments[0]} failed: {detail}")
+    return result.stdout

@@ -1,0 +1,41 @@
+"""A model's name as users give it: ``demo``, a folder, or a hub id."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from fourfold.errors import ModelError
+
+_HUB_ID = re.compile(r"^[\w.-]+/[\w.-]+$")
+#: What of a hub repository is fetched; pickles and other formats stay where they are.
+_HUB_FILES = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt")
+
+
+def resolve_model(name: str) -> Path:
+    """The model's folder; a hub id is fetched into the hub's cache. :class:`ModelError` says what was tried."""
+    if name == "demo":
+        from fourfold.demo import model_path
+
+        return model_path()
+    folder = Path(name)
+    if folder.is_dir():
+        return folder
+    if folder.exists():
+        raise ModelError(f"{name}: a file, not a model folder")
+    if not _HUB_ID.match(name):
+        raise ModelError(f"{name}: no such model; give 'demo', a folder, or a hub id such as google/gemma-4-26B-A4B-it")
+    return _fetch(name)
+
+
+def _fetch(name: str) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+
+    try:
+        return Path(snapshot_download(name, allow_patterns=list(_HUB_FILES)))
+    except RepositoryNotFoundError:
+        raise ModelError(f"{name}: no such model: no folder of that name, and the hub does not know it") from None
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ModelError(f"{name}: no folder of that name, and the hub could not be reached ({reason[:160]})") from None

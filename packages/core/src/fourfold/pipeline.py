@@ -1,0 +1,201 @@
+"""A planned run, stage by stage: tokens, quantize, export, verify. Finished stages are reused."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TypeVar
+
+from fourfold.artifact import Artifact
+from fourfold.calibration.build import build_token_set
+from fourfold.calibration.tokens import TokenSet
+from fourfold.checkpoint.atomic import atomic_folder
+from fourfold.config import Config
+from fourfold.environments import ensure_environment, environment_sha256
+from fourfold.errors import FourfoldError
+from fourfold.manifest import Component, Manifest, sha256_files
+from fourfold.plan import QuantizePlan, require_output
+from fourfold.plugins import Registry, Role
+from fourfold.progress import Progress
+from fourfold.stages.process import run_in_process
+from fourfold.stages.request import QuantizeRequest
+from fourfold.stages.store import StageStore
+from fourfold.verify import VerifyReport, verify_checkpoint
+
+
+T = TypeVar("T")
+
+
+class StageTime(Config):
+    """One stage's wall time; ``reused`` when it had been finished before."""
+
+    name: str
+    seconds: float
+    reused: bool
+
+
+class QuantizeResult(Config):
+    """What ``fourfold quantize --json`` prints."""
+
+    output: str
+    bytes_before: int
+    bytes_after: int
+    quantized_modules: int
+    uncalibrated_experts: tuple[str, ...]
+    fallbacks: int
+    verified: bool
+    findings: int
+    stages: tuple[StageTime, ...]
+
+    @property
+    def factor(self) -> float:
+        """How many times smaller the checkpoint is."""
+        return self.bytes_before / self.bytes_after
+
+
+class Pipeline:
+    """Runs one plan. ``stages`` keeps finished stages for other runs; without it they go when the run has ended well."""
+
+    def __init__(
+        self, plan: QuantizePlan, registry: Registry, progress: Progress, *, output: Path, stages: Path | None = None
+    ) -> None:
+        self._plan, self._registry, self._progress = plan, registry, progress
+        self._output = output
+        self._keep = stages is not None
+        self._store = StageStore(stages or output.with_name(f".{output.name}.stages"))
+        self._times: list[StageTime] = []
+
+    def run(self) -> tuple[QuantizeResult, VerifyReport]:
+        """All stages; the verifier's report comes with the result, and its findings are the caller's to judge."""
+        require_output(self._plan, self._output)
+        self._progress.begin("source hashes", total=None, unit="file")
+        source_files = sha256_files(self._plan.model_path, skip=("README.md", "manifest.json"))
+        tokens = self._tokens(source_files) if self._plan.needs_tokens else None
+        artifact = Artifact(self._quantize(source_files, tokens))
+        self._export(artifact)
+        report = self._timed("verify", self._verify)
+        result = self._result(artifact.manifest, report)
+        artifact.tensors.close()
+        if not self._keep:
+            shutil.rmtree(self._store.folder, ignore_errors=True)
+        return result, report
+
+    def _timed(self, name: str, work: Callable[[], T]) -> T:
+        start = time.monotonic()
+        value = work()
+        self._times.append(StageTime(name=name, seconds=time.monotonic() - start, reused=False))
+        return value
+
+    def _stage(self, name: str, identity: Mapping[str, object], work: Callable[[Path], None]) -> Path:
+        start = time.monotonic()
+        folder = self._store.find(name, identity)
+        reused = folder is not None
+        if folder is None:
+            with self._store.create(name, identity) as (partial, final):
+                work(partial)
+            folder = final
+        self._times.append(StageTime(name=name, seconds=time.monotonic() - start, reused=reused))
+        return folder
+
+    def _tokens(self, source_files: Mapping[str, str]) -> Path:
+        spec = self._plan.config.calibration
+        identity: dict[str, object] = {
+            "spec": spec.model_dump(mode="json"),
+            "tokenizer": {k: v for k, v in source_files.items() if not k.endswith(".safetensors")},
+            "file_sha256": _file_sha256(spec.source),
+        }
+
+        def work(folder: Path) -> None:
+            build_token_set(spec, self._plan.model_path, self._progress).save(folder)
+
+        return self._stage("tokens", identity, work)
+
+    def _quantize(self, source_files: dict[str, str], tokens: Path | None) -> Path:
+        plan = self._plan
+        python = ensure_environment(plan.quantizer.environment, self._progress)
+        request = QuantizeRequest(
+            model_path=plan.model_path.absolute(),
+            source_files=source_files,
+            tokens_path=tokens.absolute() if tokens else None,
+            tokens_sha256=TokenSet.load(tokens).sha256 if tokens else None,
+            output=Path(),
+            recipe=plan.config.recipe,
+            unfuser=plan.unfuser,
+            quantizer=Component(
+                name=plan.quantizer.name, options=plan.quantizer_options.model_dump(mode="json")
+            ),
+            batch_size=plan.config.calibration.batch_size,
+            device=plan.config.device,
+            seed=plan.config.seed,
+        )
+
+        def work(folder: Path) -> None:
+            log = self._store.folder / "quantize.log"
+            run_in_process(python, request.model_copy(update={"output": folder.absolute()}), log, self._progress)
+
+        identity = request.identity | {"environment": environment_sha256(plan.quantizer.environment)}
+        return self._stage("quantize", identity, work)
+
+    def _export(self, artifact: Artifact) -> None:
+        layout = self._plan.config.layout
+        entry = self._registry.get(Role.EXPORTER, layout)
+        exporter = self._registry.load(Role.EXPORTER, layout)(entry.options())
+
+        def work() -> None:
+            with atomic_folder(self._output) as partial:
+                exporter.export(artifact, partial, self._progress)
+                write_checkpoint_manifest(artifact, layout, partial)
+
+        self._timed("export", work)
+
+    def _verify(self) -> VerifyReport:
+        return verify_checkpoint(self._output, source=self._plan.model_path, progress=self._progress)
+
+    def _result(self, manifest: Manifest, report: VerifyReport) -> QuantizeResult:
+        return QuantizeResult(
+            output=str(self._output),
+            bytes_before=self._plan.bytes_before,
+            bytes_after=sum(p.stat().st_size for p in self._output.glob("*.safetensors")),
+            quantized_modules=len(manifest.quantized_modules),
+            uncalibrated_experts=uncalibrated_experts(manifest),
+            fallbacks=len(manifest.fallbacks),
+            verified=report.ok,
+            findings=len(report.findings),
+            stages=tuple(self._times),
+        )
+
+
+def write_checkpoint_manifest(artifact: Artifact, layout: str, folder: Path) -> None:
+    """The artifact's manifest as the checkpoint's: its layout and its own files' hashes."""
+    changes = {
+        "kind": "checkpoint",
+        "layout": layout,
+        "exporter": Component(name=layout),
+        "files": sha256_files(folder),
+    }
+    artifact.manifest.model_copy(update=changes).write(folder)
+
+
+def uncalibrated_experts(manifest: Manifest) -> tuple[str, ...]:
+    """Experts that saw no calibration token, ``<experts module>.<index>``."""
+    return tuple(
+        f"{module}.{expert}"
+        for module, counts in manifest.expert_token_counts.items()
+        for expert, count in enumerate(counts)
+        if count == 0
+    )
+
+
+def _file_sha256(source: str) -> str | None:
+    """Digest of a local calibration file; a hub data set is known by name and hashed once its texts are read."""
+    path = Path(source)
+    if not path.is_file():
+        return None
+    from fourfold.manifest import sha256_file
+
+    try:
+        return sha256_file(path)
+    except OSError as error:
+        raise FourfoldError(f"{path}: cannot be read ({error.strerror})") from None

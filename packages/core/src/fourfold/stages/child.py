@@ -1,0 +1,66 @@
+"""Entry of a stage's process: ``python -m fourfold.stages.child REQUEST_FILE EVENT_FD``.
+
+Events go to a descriptor of their own, since toolchains print on stdout and stderr as they please. The last event
+is ``done`` or ``error``; a process that ends without either has crashed, and its log says how.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import sys
+from pathlib import Path
+
+from fourfold import errors
+from fourfold.checkpoint.atomic import explain_os_error
+from fourfold.config import Config
+from fourfold.plugins import Registry, build_plugin_manager
+from fourfold.progress import EventProgress
+from fourfold.stages.quantize import run_quantize
+from fourfold.stages.request import QuantizeRequest
+
+_PR_SET_PDEATHSIG = 1
+
+
+def main(arguments: list[str]) -> int:
+    """Run the request; 0 when a result was written, 3 when an error was reported as an event."""
+    request_file, descriptor = Path(arguments[0]), int(arguments[1])
+    _die_with_parent()
+    with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
+        events = EventProgress(stream)
+        request = QuantizeRequest.model_validate_json(request_file.read_bytes())
+        try:
+            run_quantize(request, Registry(build_plugin_manager()), events)
+        except errors.FourfoldError as error:
+            events.emit("error", type=type(error).__name__, message=str(error))
+            return 3
+        except OSError as error:
+            explained = explain_os_error(error, request.output)
+            events.emit("error", type=type(explained).__name__, message=str(explained))
+            raise
+        except Exception as error:
+            if out_of_memory := _out_of_memory(error, request):
+                events.emit("error", type="DeviceError", message=out_of_memory)
+            raise
+        events.emit("done")
+    return 0
+
+
+def _die_with_parent() -> None:
+    """Ask the kernel to end this process when the one that started it is gone, however it went."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def _out_of_memory(error: Exception, request: Config) -> str | None:
+    import torch
+
+    if not isinstance(error, torch.OutOfMemoryError):
+        return None
+    first = str(error).split(". ")[0]
+    return f"device {getattr(request, 'device', '?')} ran out of memory ({first}); lower --batch-size, or --device auto"
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,85 @@
+"""The quantize stage, in whatever environment it was started in: request in, artifact out."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+
+from fourfold.artifact import ArtifactWriter
+from fourfold.calibration import TokenSet
+from fourfold.checkpoint.index import TensorFolder
+from fourfold.interfaces.quantizer import QuantizeJob
+from fourfold.manifest import CalibrationRecord, Manifest
+from fourfold.models.gemma4 import read_gemma4
+from fourfold.plugins import Registry, Role
+from fourfold.progress import Progress
+from fourfold.stages.request import QuantizeRequest
+from fourfold.targets import resolve_targets
+
+#: Packages whose version can change a result.
+_RECORDED = (
+    "accelerate", "auto-round", "compressed-tensors", "fourfold", "llmcompressor", "nvidia-modelopt", "safetensors",
+    "tokenizers", "torch", "transformers",
+)  # fmt: skip
+
+
+def run_quantize(request: QuantizeRequest, registry: Registry, progress: Progress) -> Manifest:
+    """Quantize into ``request.output``, an existing empty folder."""
+    unfuser_entry = registry.get(Role.UNFUSER, request.unfuser.name)
+    quantizer_entry = registry.quantizer(request.quantizer.name)
+    unfuser_options = unfuser_entry.options.parse(request.unfuser.options, where="unfuser")
+    quantizer_options = quantizer_entry.options.parse(request.quantizer.options, where="quantizer")
+    unfuser = registry.load(Role.UNFUSER, unfuser_entry.name)(unfuser_options)
+    quantizer = registry.load(Role.QUANTIZER, quantizer_entry.name)(quantizer_options)
+    source = TensorFolder(request.model_path)
+    gemma = read_gemma4(source)
+    tokens = TokenSet.load(request.tokens_path) if request.tokens_path else None
+    job = QuantizeJob(
+        model_path=request.model_path,
+        source=source,
+        gemma=gemma,
+        targets=resolve_targets(gemma, request.recipe),
+        recipe=request.recipe,
+        tokens=tokens,
+        batch_size=request.batch_size,
+        unfuser_name=unfuser_entry.name,
+        unfuser=unfuser,
+        device=request.device,
+        seed=request.seed,
+    )
+    writer = ArtifactWriter(request.output, job)
+    quantizer.quantize(job, writer, progress)
+    progress.begin("kept tensors and hashes", total=None, unit="file")
+    manifest = writer.finish(
+        {
+            "source_files": request.source_files,
+            "unfuser": {"name": unfuser_entry.name, "options": unfuser_options.model_dump(mode="json")},
+            "quantizer": {"name": quantizer_entry.name, "options": quantizer_options.model_dump(mode="json")},
+            "calibration": _calibration_record(tokens),
+            "packages": package_versions(),
+        }
+    )
+    return manifest
+
+
+def _calibration_record(tokens: TokenSet | None) -> dict[str, object] | None:
+    if tokens is None:
+        return None
+    record = tokens.record
+    return CalibrationRecord(
+        spec=record.spec.model_dump(mode="json"),
+        source_sha256=record.texts_sha256,
+        tokens_sha256=record.tokens_sha256,
+        num_tokens=record.num_tokens,
+    ).model_dump(mode="json")
+
+
+def package_versions() -> dict[str, str]:
+    """Versions of the installed packages that can change a result, and Python's."""
+    versions = {"python": platform.python_version()}
+    for name in _RECORDED:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return versions

@@ -1,0 +1,59 @@
+"""Finished stages by the hash of all that decided them; a finished one is not run again.
+
+A stage's folder is ``NAME-<first 16 hex digits>`` and holds ``stage.json`` with the whole identity and the sha256 of
+every file, written last and renamed into place with the folder. What was interrupted has no such folder.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from fourfold.checkpoint.atomic import atomic_folder
+from fourfold.checkpoint.index import read_json
+from fourfold.errors import CheckpointError
+from fourfold.manifest import sha256_file
+
+RECORD_FILE = "stage.json"
+
+
+class StageStore:
+    """A folder of finished stages."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def find(self, name: str, identity: Mapping[str, object]) -> Path | None:
+        """The finished stage's folder if its files are still what they were; a damaged one is removed."""
+        folder = self._folder(name, identity)
+        if not folder.is_dir():
+            return None
+        try:
+            record = read_json(folder / RECORD_FILE)
+            files = record["files"]
+            whole = all(sha256_file(folder / file) == digest for file, digest in files.items())
+        except (CheckpointError, OSError, KeyError, TypeError, AttributeError):
+            whole = False
+        if not whole:
+            shutil.rmtree(folder)
+            return None
+        return folder
+
+    @contextmanager
+    def create(self, name: str, identity: Mapping[str, object]) -> Iterator[tuple[Path, Path]]:
+        """Yield the temporary folder to fill and the folder it becomes."""
+        final = self._folder(name, identity)
+        final.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_folder(final) as partial:
+            yield partial, final
+            files = {str(p.relative_to(partial)): sha256_file(p) for p in sorted(partial.rglob("*")) if p.is_file()}
+            text = json.dumps({"name": name, "identity": dict(identity), "files": files}, indent=1, sort_keys=True)
+            (partial / RECORD_FILE).write_text(text + "\n", encoding="utf-8")
+
+    def _folder(self, name: str, identity: Mapping[str, object]) -> Path:
+        text = json.dumps({"name": name, "identity": dict(identity)}, sort_keys=True, separators=(",", ":"))
+        return self.folder / f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
