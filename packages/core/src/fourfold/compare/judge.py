@@ -8,9 +8,9 @@ from collections.abc import Iterable, Sequence
 import torch
 
 from fourfold.compare.amax import ScaleCause, explain_scales
-from fourfold.compare.linears import CHUNK_VALUES, LinearResult, same_bytes
+from fourfold.compare.linears import LinearResult, same_bytes
 from fourfold.compare.report import Cause, Difference, Part, Status
-from fourfold.compare.sides import Scale, Side
+from fourfold.compare.sides import CHUNK_VALUES, Scale, Side
 from fourfold.compare.tally import WeightSums
 from fourfold.models.gemma4 import ModuleKind, linear_module
 

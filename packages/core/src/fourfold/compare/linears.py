@@ -1,23 +1,19 @@
-"""One linear of both sides, by rows: sums, distributions, causes. Memory is bounded by ``CHUNK_VALUES``."""
+"""One linear of both sides, by rows: sums, distributions, causes. Memory is bounded by :data:`fourfold.compare.sides.CHUNK_VALUES`."""
 
 from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
 import torch
 
 from fourfold.compare.blocks import compare_rows
 from fourfold.compare.report import Cause, WorstBlock
-from fourfold.compare.rules import Candidates
+from fourfold.compare.rules import Candidates, check_rows
 from fourfold.compare.sides import Side
 from fourfold.compare.tally import Distributions, WeightSums
 from fourfold.nvfp4 import BLOCK_SIZE
-
-#: Values decoded at once; temporaries stay below some 64 bytes for each.
-CHUNK_VALUES = 2**20
 
 
 @dataclass
@@ -42,7 +38,7 @@ class LinearComparison:
         both = module in self._a.quantized and module in self._b.quantized
         result = LinearResult()
         worst: WorstBlock | None = None
-        for rows in self._chunks(module):
+        for rows in self._a.row_chunks(module):
             if both:
                 a, b = self._compare_quantized(module, rows, result, rules)
             else:
@@ -54,12 +50,6 @@ class LinearComparison:
             self._distributions.offer_worst(worst)
         return result
 
-    def _chunks(self, module: str) -> Iterator[slice]:
-        num_rows, width = self._a.shape(module)
-        step = max(1, CHUNK_VALUES // width)
-        for start in range(0, num_rows, step):
-            yield slice(start, min(num_rows, start + step))
-
     def _compare_quantized(
         self, module: str, rows: slice, result: LinearResult, rules: tuple[Candidates, Candidates] | None
     ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -67,8 +57,7 @@ class LinearComparison:
         if rules:
             assert self._source is not None  # rules come from a source
             weight = self._source.plain_rows(module, rows)
-            rules[0].check(weight, a)
-            rules[1].check(weight, b)
+            check_rows(weight, ((rules[0], a), (rules[1], b)))
         if self._a.global_scales[module].same_as(self._b.global_scales[module]):
             b = replace(b, global_scale=a.global_scale)
         found = compare_rows(a, b)

@@ -1,8 +1,11 @@
 """Giving a side's bytes back from the source: the explanation that leaves nothing open.
 
 For every quantized module the codec is asked which policy, with the amax of the module or of its scale group,
-gives the stored global scale; those that do are followed through block scales and codes. A module that a rule gives
-back to the byte is explained by the rule's name.
+gives the stored global scale; those that do are followed through block scales and codes. A module that a rule
+gives back to the byte is explained by the rule's name.
+
+The policies ``fourfold`` and ``modelopt`` differ only where a block scale would exceed 448, which no amax of the
+module's own or its group's can cause: their bytes are computed once and count for both names.
 
 Shape letters: R rows, K in features.
 """
@@ -10,7 +13,7 @@ Shape letters: R rows, K in features.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -24,34 +27,51 @@ from fourfold.nvfp4 import (
     quantize,
 )
 
-#: The rule of a weight whose scales come from a search: no policy gives them, but the codes are nearest to the source.
+#: The rule of a weight whose scales were searched: no policy gives them, but every code is nearest to the source.
 NEAREST = "searched scales, nearest codes"
+_ARITHMETIC = (
+    (BlockScalePolicy.MODELOPT, (BlockScalePolicy.FOURFOLD, BlockScalePolicy.MODELOPT)),
+    (BlockScalePolicy.COMPRESSED_TENSORS, (BlockScalePolicy.COMPRESSED_TENSORS,)),
+)
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A computation: one policy's arithmetic on one amax. ``names`` are all that it goes by."""
+
+    policy: BlockScalePolicy
+    amax: float
+    names: frozenset[str]
 
 
 @dataclass
 class Candidates:
     """Rules that still fit a side's module; rows strike them out."""
 
-    policies: dict[str, tuple[BlockScalePolicy, torch.Tensor]]
+    rules: list[Rule]
     nearest: bool = True
-
-    def check(self, source: torch.Tensor, stored: NVFP4Weight) -> None:
-        """Drop what does not give ``stored`` back from ``source`` [R, K]."""
-        for name, (policy, amax) in list(self.policies.items()):
-            try:
-                expected = quantize(source, global_amax=amax, policy=policy)
-            except ValueError:
-                del self.policies[name]
-                continue
-            if not _same_bytes(expected, stored):
-                del self.policies[name]
-        if not self.policies and self.nearest:
-            self.nearest = _is_nearest(source, stored)
 
     @property
     def names(self) -> frozenset[str]:
         """What fits."""
-        return frozenset(self.policies) or (frozenset({NEAREST}) if self.nearest else frozenset())
+        if self.rules:
+            return frozenset().union(*(rule.names for rule in self.rules))
+        return frozenset({NEAREST}) if self.nearest else frozenset()
+
+
+def check_rows(source: torch.Tensor, sides: Sequence[tuple[Candidates, NVFP4Weight]]) -> None:
+    """Strike from each side what does not give its stored rows back from ``source`` [R, K]."""
+    expected: dict[tuple[BlockScalePolicy, float], NVFP4Weight] = {}
+    for candidates, stored in sides:
+        for rule in list(candidates.rules):
+            key = (rule.policy, rule.amax)
+            if key not in expected:
+                amax = torch.tensor(rule.amax, dtype=source.dtype)
+                expected[key] = quantize(source, global_amax=amax, policy=rule.policy)
+            if not _same_bytes(expected[key], stored):
+                candidates.rules.remove(rule)
+        if not candidates.rules and candidates.nearest:
+            candidates.nearest = _is_nearest(source, stored)
 
 
 def _same_bytes(a: NVFP4Weight, b: NVFP4Weight) -> bool:
@@ -70,10 +90,11 @@ def _is_nearest(source: torch.Tensor, stored: NVFP4Weight) -> bool:
 
 @dataclass
 class SourceRules:
-    """The rules of one source model; amax are read once a scale group."""
+    """The rules of one source model; every amax is read once."""
 
     source: Side
-    _amax: dict[str, torch.Tensor] = field(default_factory=dict)
+    # Numbers, not tensors: thousands of small tensors would pin the heap that rows pass through.
+    _amax: dict[str, float] = field(default_factory=dict)
     _groups: dict[str, list[str]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -85,25 +106,32 @@ class SourceRules:
         linear = self.source.plain.get(module)
         if linear is None or linear.shape != a.shape(module):
             return None
-        own = self.amax(module)
-        shared = torch.stack([self.amax(m) for m in self._groups[linear.scale_group]]).amax()
-        return tuple(_fitting(own, shared, side.global_scales[module]) for side in (a, b))  # type: ignore[return-value]
+        own = self._read_amax(module)
+        shared = max(self._read_amax(m) for m in self._groups[linear.scale_group])
+        dtype = self.source.plain_rows(module, slice(0, 1)).dtype
+        whose = {shared: ["amax of the scale group"]}
+        whose.setdefault(own, []).append("own amax")
+        return _fitting(whose, dtype, a.global_scales[module]), _fitting(
+            whose, dtype, b.global_scales[module]
+        )
 
-    def amax(self, module: str) -> torch.Tensor:
-        """Largest absolute value of a module's source weight, in its dtype."""
+    def _read_amax(self, module: str) -> float:
         if module not in self._amax:
-            rows = self.source.plain_rows(module, slice(0, self.source.shape(module)[0]))
-            self._amax[module] = rows.abs().amax()
+            parts = [
+                self.source.plain_rows(module, rows).abs().amax() for rows in self.source.row_chunks(module)
+            ]
+            self._amax[module] = torch.stack(parts).amax().item()
         return self._amax[module]
 
 
-def _fitting(own: torch.Tensor, shared: torch.Tensor, scale: Scale) -> Candidates:
-    fits: dict[str, tuple[BlockScalePolicy, torch.Tensor]] = {}
-    for whose, amax in (("amax of the scale group", shared), ("own amax", own)):
-        for policy in BlockScalePolicy:
-            if _gives(policy, amax, scale):
-                fits[f"{policy}, {whose}"] = (policy, amax)
-    return Candidates(fits)
+def _fitting(whose: dict[float, list[str]], dtype: torch.dtype, scale: Scale) -> Candidates:
+    rules = []
+    for amax, owners in whose.items():
+        for policy, policies in _ARITHMETIC:
+            if _gives(policy, torch.tensor(amax, dtype=dtype), scale):
+                names = frozenset(f"{name}, {owner}" for name in policies for owner in owners)
+                rules.append(Rule(policy, amax, names))
+    return Candidates(rules)
 
 
 def _gives(policy: BlockScalePolicy, amax: torch.Tensor, scale: Scale) -> bool:
@@ -112,9 +140,9 @@ def _gives(policy: BlockScalePolicy, amax: torch.Tensor, scale: Scale) -> bool:
             divisor = encode_scale_from_amax(amax)
             return scale.divisor == divisor.item() or scale.multiplier == divisor.reciprocal().item()
         multiplier = global_scale_from_amax(amax, policy)
-        return scale.multiplier == multiplier.item() or scale.divisor == multiplier.reciprocal().item()
     except ValueError:
         return False
+    return scale.multiplier == multiplier.item() or scale.divisor == multiplier.reciprocal().item()
 
 
 def most_common(found: Iterable[frozenset[str]], prefer: str) -> list[str | None]:

@@ -6,7 +6,7 @@ expert tensor. Everything is read by rows, so that the largest tensor costs no m
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -24,6 +24,10 @@ if TYPE_CHECKING:
     import torch
 
     from fourfold.nvfp4 import NVFP4Weight
+
+
+#: Values read at once; temporaries stay below some 128 bytes for each.
+CHUNK_VALUES = 2**19
 
 
 class Direction(Enum):
@@ -102,6 +106,13 @@ class Side:
     def shape(self, module: str) -> tuple[int, int]:
         """Shape [O, K] of a linear's weight."""
         return self.quantized.get(module) or self.plain[module].shape
+
+    def row_chunks(self, module: str) -> Iterator[slice]:
+        """Rows of a linear's weight, some ``CHUNK_VALUES`` values at a time."""
+        num_rows, width = self.shape(module)
+        step = max(1, CHUNK_VALUES // width)
+        for start in range(0, num_rows, step):
+            yield slice(start, min(num_rows, start + step))
 
     def nvfp4_rows(self, module: str, rows: slice) -> NVFP4Weight:
         """Some rows of a quantized weight."""
