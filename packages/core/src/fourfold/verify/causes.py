@@ -188,8 +188,8 @@ def rows_in_order(look: Look, misfit: Misfit) -> None:
         )  # fmt: skip
         halves = [misfit.source, misfit.source_of(partner)]
         candidates = torch.cat(halves if own.projection == "gate_proj" else halves[::-1])
-        offset = 0 if own.projection == "gate_proj" else own.shape[0]
-    match = _match(misfit.decoded[:_PROBES], candidates)
+        offset = 0 if own.projection == "gate_proj" else own.shape[0]  # gate rows come first
+    match = _match(misfit.decoded[:_PROBES], candidates, offset)
     if match is None:
         return
     steps = match.diff()
@@ -208,7 +208,7 @@ def rows_in_order(look: Look, misfit: Misfit) -> None:
 
 def columns_in_order(look: Look, misfit: Misfit) -> None:
     """Columns are the source's in order."""
-    match = _match(misfit.decoded[:, :_PROBES].t(), misfit.source.t())
+    match = _match(misfit.decoded[:, :_PROBES].t(), misfit.source.t(), 0)
     if match is not None:
         steps = match.diff()
         shifted = bool((steps == 1).sum() >= steps.numel() - 1)
@@ -259,11 +259,17 @@ def _may_fit(misfit: Misfit, other: LinearModule) -> bool:
     return _cosine(misfit.decoded[middle], row.to(torch.float32)) > _MIN_CORRELATION
 
 
-def _match(probes: torch.Tensor, candidates: torch.Tensor) -> torch.Tensor | None:
-    """For each probe [N, K] the row of ``candidates`` [M, K] it is; None unless nearly all are one."""
+def _match(probes: torch.Tensor, candidates: torch.Tensor, offset: int) -> torch.Tensor | None:
+    """For each probe [N, K] the row of ``candidates`` [M, K] it is; None unless nearly all are one.
+
+    None, too, when each is in its place already, ``offset`` rows on: then something else is wrong.
+    """
     import torch
 
     unit = torch.nn.functional.normalize
     best, at = (unit(probes, dim=1) @ unit(candidates, dim=1).t()).max(dim=1)
     matched = best > _MIN_CORRELATION
-    return at[matched] if float(matched.float().mean()) >= _MIN_MATCHED and len(at[matched]) > 1 else None
+    in_place = at == torch.arange(offset, offset + len(at))
+    if float(matched.float().mean()) < _MIN_MATCHED or bool(in_place[matched].all()):
+        return None
+    return at[matched]

@@ -188,7 +188,7 @@ class Checkpoint:
     def module_names(self) -> frozenset[str]:
         """Every module of the un-fused model: all ancestors of all tensors, and ``lm_head``."""
         names = {"lm_head"}
-        for name in (*self.folder.tensors, *self.linears):
+        for name in (*self.folder.tensors, *self.linears, *self.kept_names):
             parts = name.split(".")
             names |= {".".join(parts[:end]) for end in range(1, len(parts))}
         return frozenset(names | self.linears.keys())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from fourfold.verify.module import PARTS
+from fourfold.verify.checkpoint import PARTS
 
 if TYPE_CHECKING:
     import torch

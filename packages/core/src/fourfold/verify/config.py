@@ -29,7 +29,7 @@ _ABSENT = "absent"
 def section_present(look: Look, checkpoint: Checkpoint) -> None:
     """config.json has a quantization_config."""
     look.count()
-    if not checkpoint.quantization and "config.json" in checkpoint.folder.files:
+    if not checkpoint.quantization:
         look.wrong(
             SECTION, found=_ABSENT, expected="an object that says how the tensors are quantized",
             message="config.json has no quantization_config, so servers load the codes as weights or refuse them",
@@ -45,7 +45,7 @@ def model_known(look: Look, checkpoint: Checkpoint) -> None:
             message=f"the model is not known, so its tensors cannot be counted: {checkpoint.model_fault}",
         )  # fmt: skip
     names = checkpoint.config.get("architectures")
-    if checkpoint.config and not (isinstance(names, list) and any(name in _ARCHITECTURES for name in names)):
+    if not (isinstance(names, list) and any(name in _ARCHITECTURES for name in names)):
         look.wrong(
             "config.json: architectures", found=names, expected=" or ".join(_ARCHITECTURES),
             message="servers choose the model class by architectures and do not know this one",
@@ -230,7 +230,7 @@ def config_of_source(look: Look, checkpoint: Checkpoint) -> None:
         found, expected = ours.get(key, _ABSENT), theirs.get(key, _ABSENT)
         if found != expected or type(found) is not type(expected):
             look.wrong(
-                f"config.json: {key}", found=found, expected=expected,
+                f"config.json: {key}", found=repr(found), expected=repr(expected),
                 message=f"config.json differs from the source's in {key}; the weights were trained with the source's",
             )  # fmt: skip
 

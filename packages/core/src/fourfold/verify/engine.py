@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 _PIECE_BYTES = 32 * 2**20
 #: A module larger than this is no Gemma 4 linear; its header lies, and reading it would exhaust the memory.
 _MAX_MODULE_BYTES = 2**30
+#: Findings of these rules say already why a module does not decode to its source.
+_DAMAGES = ("FF040", "FF041", "FF050", "FF051", "FF052", "FF053", "FF054", "FF055", "FF057", "FF070", "FF071", "FF072")
 #: After so many misfits only the causes found so far are tried on the rest.
 _MAX_DIAGNOSES = 64
 
@@ -107,6 +109,7 @@ class _Pass:
         values = {part: reader.read(entry) for part, entry in parts.items()}
         view = ModuleView(self._checkpoint, name, dict(parts), values)
         self._checkpoint.scalars[name] = Scalars(view.scalar(PARTS[2]), view.scalar(PARTS[3]))
+        before = self._num_damages()
         self._call(Phase.MODULE, view)
         if self._checkpoint.source is None:
             return
@@ -115,8 +118,11 @@ class _Pass:
         fit = view.fit
         if fit is not None:
             self._count_misfit_rules()
-            if fit.error > MAX_TENSOR_ERROR:
+            if fit.error > MAX_TENSOR_ERROR and self._num_damages() == before:
                 self._explain(Misfit(view))
+
+    def _num_damages(self) -> int:
+        return sum(self._looks[rule].num_findings for rule in _DAMAGES if rule in self._looks)
 
     def _count_misfit_rules(self) -> None:
         """A module that fits passes every misfit rule at once: that is what they have looked at."""
@@ -142,10 +148,10 @@ _MISFIT_RULES = tuple(rule for rule in RULES if rule.phase is Phase.MISFIT)
 def _missing(checkpoint: Checkpoint, rule: Rule) -> str:
     """Why a rule cannot look at this checkpoint; empty when it can."""
     there = {
-        Need.NOTHING: True,
         Need.SOURCE: checkpoint.source is not None,
         Need.MANIFEST: checkpoint.manifest is not None,
         Need.MODEL: checkpoint.gemma is not None,
         Need.LAYOUT: checkpoint.layout is not None,
+        Need.CONFIG: bool(checkpoint.config),
     }
-    return "" if there[rule.needs] else str(rule.needs)
+    return "; ".join(str(need) for need in rule.needs if not there[need])

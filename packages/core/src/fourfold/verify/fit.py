@@ -20,10 +20,13 @@ a tensor whose codes are not the nearest ones, a few blocks may exceed it.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING
 
-from fourfold.nvfp4 import BLOCK_SIZE, encode_e2m1, unpack_codes
+from fourfold.nvfp4 import BLOCK_SIZE, decode_e2m1, encode_e2m1, unpack_codes
 
 if TYPE_CHECKING:
     import torch
@@ -36,6 +39,8 @@ MAX_TENSOR_ERROR = 0.25
 MAX_BLOCK_ERROR = 0.5
 #: A tensor with at least this share of nearest codes was rounded to nearest.
 MIN_NEAREST_SHARE = 0.99
+#: Weights compared at once.
+_PIECE = 2**18
 #: Share of blocks over the bound that error feedback (GPTQ) may cause.
 MAX_FEEDBACK_BLOCKS = 0.01
 
@@ -53,29 +58,61 @@ class Fit:
     worst: tuple[int, int, float]
 
 
-def compare(weight: NVFP4Weight, source: torch.Tensor) -> Fit:
-    """Compare ``weight`` [O, K], all finite, to ``source`` [O, K]. A source of zeros must decode to zeros."""
+def compare(weight: NVFP4Weight, source: torch.Tensor) -> Fit | None:
+    """Compare ``weight`` [O, K], all finite, to ``source`` [O, K]; None when the source itself is not finite.
+
+    A source of zeros must decode to zeros.
+    """
     import torch
 
-    reference = source.to(torch.float32)
-    difference = weight.dequantize()
-    difference -= reference
-    rows = reference.shape[0]
-    blocks = (rows, reference.shape[1] // BLOCK_SIZE, BLOCK_SIZE)
-    off = torch.linalg.vector_norm(difference.view(blocks), dim=-1)
-    norm = torch.linalg.vector_norm(reference.view(blocks), dim=-1)
-    total, length = float(torch.linalg.vector_norm(off)), float(torch.linalg.vector_norm(norm))
+    ones = torch.ones(BLOCK_SIZE)
+    offs, norms = [], []
+    for difference, reference in _pieces(weight, source):
+        # A product with ones sums blocks twice as fast as a reduction over so short an axis.
+        difference -= reference
+        offs.append(difference.square_() @ ones)
+        norms.append(reference.square_() @ ones)
+    off, norm = torch.cat(offs), torch.cat(norms)
+    total, length = float(off.sum()), float(norm.sum())
+    if not math.isfinite(length):
+        return None
     if length == 0.0:
-        return Fit(0.0 if total == 0.0 else float("inf"), norm.numel(), 0, (0, 0, 0.0))
-    typical = length / norm.numel() ** 0.5
-    relative = off / norm.clamp_(min=0.5 * typical)
-    worst = int(relative.argmax())
+        return Fit(0.0 if total == 0.0 else math.inf, norm.numel(), 0, (0, 0, 0.0))
+    relative = off / norm.clamp_(min=length / norm.numel() / 4)
+    worst, row_blocks = int(relative.argmax()), source.shape[1] // BLOCK_SIZE
     return Fit(
-        error=total / length,
+        error=math.sqrt(total / length),
         num_blocks=relative.numel(),
-        num_bad_blocks=int((relative > MAX_BLOCK_ERROR).sum()),
-        worst=(worst // blocks[1], worst % blocks[1], float(relative.flatten()[worst])),
+        num_bad_blocks=int((relative > MAX_BLOCK_ERROR**2).sum()),
+        worst=(worst // row_blocks, worst % row_blocks, math.sqrt(float(relative[worst]))),
     )
+
+
+def _pieces(weight: NVFP4Weight, source: torch.Tensor) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Decoded weight and source as float32 [blocks, 16], some rows at a time, so that both stay in the cache.
+
+    The same numbers as :meth:`NVFP4Weight.dequantize`, to the bit, by a table of byte values.
+    """
+    import torch
+
+    rows, packed_columns = weight.packed_weight.shape
+    table, step = _byte_values(), max(1, _PIECE // (2 * packed_columns))
+    scale = (weight.block_scale.to(torch.float32) * weight.global_scale).view(rows, -1)
+    for row in range(0, rows, step):
+        packed = weight.packed_weight[row : row + step].flatten().to(torch.int32)
+        decoded = torch.index_select(table, 0, packed).view(torch.float16).view(-1, BLOCK_SIZE).to(torch.float32)
+        decoded *= scale[row : row + step].reshape(-1, 1)
+        reference = source[row : row + step].reshape(-1, BLOCK_SIZE).to(torch.float32, copy=True)
+        yield decoded, reference
+
+
+@cache
+def _byte_values() -> torch.Tensor:
+    """int32 [256]: for each byte, the bits of its two values in float16, the low nibble's first."""
+    import torch
+
+    pairs = decode_e2m1(unpack_codes(torch.arange(256, dtype=torch.uint8).reshape(256, 1)))
+    return pairs.to(torch.float16).view(torch.int32).flatten()
 
 
 def nearest_share(weight: NVFP4Weight, source: torch.Tensor) -> float:

@@ -148,7 +148,7 @@ class ModuleView:
         if not self.well_formed or not self.decodes_finite or self.is_transformed:
             return None
         weight = self.source_weight
-        return None if weight is None or not bool(weight.isfinite().all()) else compare(self.weight, weight)
+        return None if weight is None else compare(self.weight, weight)
 
     @property
     def is_transformed(self) -> bool:

@@ -90,7 +90,7 @@ SIDE_FILE_RULES: tuple[Rule, ...] = (
         why="Stop tokens and sampling fall back to defaults; answers do not end.",
     ),
     Rule(
-        id="FF124", phase=Phase.FOLDER, check=sidefiles.side_files_of_source, needs=Need.SOURCE,
+        id="FF124", phase=Phase.FOLDER, check=sidefiles.side_files_of_source, needs=(Need.SOURCE,),
         title="side files are the source's",
         why="Another version's tokenizer or template changes every prompt without an error.",
     ),
@@ -98,37 +98,37 @@ SIDE_FILE_RULES: tuple[Rule, ...] = (
 
 RECORD_RULES: tuple[Rule, ...] = (
     Rule(
-        id="FF130", phase=Phase.FOLDER, check=record.manifest_belongs, needs=Need.MANIFEST,
+        id="FF130", phase=Phase.FOLDER, check=record.manifest_belongs, needs=(Need.MANIFEST,),
         title="the manifest belongs to this checkpoint",
         why="What it says about calibration and fallbacks would be about something else.",
     ),
     Rule(
-        id="FF131", phase=Phase.FOLDER, check=record.file_hashes, needs=Need.MANIFEST,
+        id="FF131", phase=Phase.FOLDER, check=record.file_hashes, needs=(Need.MANIFEST,),
         title="files have their recorded hashes",
         why="A file was damaged or exchanged after it was written.",
     ),
     Rule(
-        id="FF132", phase=Phase.FOLDER, check=record.modules_recorded, needs=Need.MANIFEST,
+        id="FF132", phase=Phase.FOLDER, check=record.modules_recorded, needs=(Need.MANIFEST,),
         title="quantized modules are as recorded",
         why="The record of what was quantized is how a recipe is reproduced.",
     ),
     Rule(
-        id="FF133", phase=Phase.FOLDER, check=record.fates_true, needs=Need.MANIFEST,
+        id="FF133", phase=Phase.FOLDER, check=record.fates_true, needs=(Need.MANIFEST,),
         title="every source tensor's fate is true",
         why="A tensor without a fate was lost in silence.",
     ),
     Rule(
-        id="FF134", phase=Phase.FOLDER, check=record.recipe_agrees, needs=Need.MANIFEST,
+        id="FF134", phase=Phase.FOLDER, check=record.recipe_agrees, needs=(Need.MANIFEST,),
         title="the recorded recipe is the stated one",
         why="Results would be published under another recipe's name.",
     ),
     Rule(
-        id="FF135", phase=Phase.FOLDER, check=record.fallbacks_named, needs=Need.MANIFEST,
+        id="FF135", phase=Phase.FOLDER, check=record.fallbacks_named, needs=(Need.MANIFEST,),
         title="fallbacks name real modules",
         why="A fallback under a wrong name hides an uncalibrated expert.",
     ),
     Rule(
-        id="FF136", phase=Phase.FOLDER, check=record.source_recorded, needs=Need.MANIFEST,
+        id="FF136", phase=Phase.FOLDER, check=record.source_recorded, needs=(Need.MANIFEST,),
         title="files come from the recorded source",
         why="The checkpoint, or the source it is compared with, is another model's.",
     ),

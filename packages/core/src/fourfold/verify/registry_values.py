@@ -7,17 +7,17 @@ from fourfold.verify.rule import Need, Phase, Rule
 
 SHAPE_RULES: tuple[Rule, ...] = (
     Rule(
-        id="FF040", phase=Phase.MODULE, check=shapes.part_dtypes, needs=Need.LAYOUT,
+        id="FF040", phase=Phase.MODULE, check=shapes.part_dtypes, needs=(Need.LAYOUT,),
         title="parts have the right dtype",
         why="A cast on loading changes bytes into numbers.",
     ),
     Rule(
-        id="FF041", phase=Phase.MODULE, check=shapes.part_shapes, needs=Need.LAYOUT,
+        id="FF041", phase=Phase.MODULE, check=shapes.part_shapes, needs=(Need.LAYOUT,),
         title="parts have the right shape",
         why="Loading fails, or broadcasts one block's scale over others.",
     ),
     Rule(
-        id="FF042", phase=Phase.FOLDER, check=shapes.kept_shapes, needs=Need.MODEL,
+        id="FF042", phase=Phase.FOLDER, check=shapes.kept_shapes, needs=(Need.MODEL,),
         title="kept tensors have the model's shape and dtype",
         why="Loading fails, or a norm in another precision changes every output.",
     ),
@@ -25,77 +25,77 @@ SHAPE_RULES: tuple[Rule, ...] = (
 
 SCALE_RULES: tuple[Rule, ...] = (
     Rule(
-        id="FF050", phase=Phase.MODULE, check=scales.block_scales_not_nan, needs=Need.LAYOUT,
+        id="FF050", phase=Phase.MODULE, check=scales.block_scales_not_nan, needs=(Need.LAYOUT,),
         title="block scales are not NaN",
         why="One NaN block makes every output of the layer NaN.",
     ),
     Rule(
-        id="FF051", phase=Phase.MODULE, check=scales.block_scales_not_negative, needs=Need.LAYOUT,
+        id="FF051", phase=Phase.MODULE, check=scales.block_scales_not_negative, needs=(Need.LAYOUT,),
         title="block scales are not negative",
         why="Kernels read block scales as unsigned.",
     ),
     Rule(
-        id="FF052", phase=Phase.MODULE, check=scales.block_scales_not_zero, needs=Need.LAYOUT,
+        id="FF052", phase=Phase.MODULE, check=scales.block_scales_not_zero, needs=(Need.LAYOUT,),
         title="block scales are not all zero",
         why="The module decodes to zero; in an expert, its tokens lose their answer.",
     ),
     Rule(
-        id="FF053", phase=Phase.MODULE, check=scales.block_scales_normal, needs=Need.LAYOUT,
+        id="FF053", phase=Phase.MODULE, check=scales.block_scales_normal, needs=(Need.LAYOUT,),
         title="few block scales are subnormal",
         why="Under 2^-6 float8 has two digits or fewer; under 2^-9 the block is lost.",
     ),
     Rule(
-        id="FF054", phase=Phase.MODULE, check=scales.block_scales_vary, needs=Need.LAYOUT,
+        id="FF054", phase=Phase.MODULE, check=scales.block_scales_vary, needs=(Need.LAYOUT,),
         title="block scales vary",
         why="A constant means that block scales were never computed.",
     ),
     Rule(
-        id="FF055", phase=Phase.MODULE, check=scales.global_scales_usable, needs=Need.LAYOUT,
+        id="FF055", phase=Phase.MODULE, check=scales.global_scales_usable, needs=(Need.LAYOUT,),
         title="global scales are finite and over zero",
         why="The module computes zeros, infinities or NaN.",
     ),
     Rule(
-        id="FF056", phase=Phase.MODULE, check=scales.input_scales_usable, needs=Need.LAYOUT,
+        id="FF056", phase=Phase.MODULE, check=scales.input_scales_usable, needs=(Need.LAYOUT,),
         title="input scales are finite and over zero",
         why="Folded as 1/0 it gives NaN; the fault is prompt-dependent and hidden on Hopper.",
     ),
     Rule(
-        id="FF057", phase=Phase.MODULE, check=scales.scales_not_denormal, needs=Need.LAYOUT,
+        id="FF057", phase=Phase.MODULE, check=scales.scales_not_denormal, needs=(Need.LAYOUT,),
         title="no scale is denormal",
         why="GPUs flush it to zero; it is mostly memory that was never written.",
     ),
     Rule(
-        id="FF058", phase=Phase.END, check=scales.global_scale_direction, needs=Need.LAYOUT,
+        id="FF058", phase=Phase.END, check=scales.global_scale_direction, needs=(Need.LAYOUT,),
         title="global scales are no reciprocals",
         why="The two layouts store reciprocals of each other; weights would be off by 1e6 and more.",
     ),
     Rule(
-        id="FF059", phase=Phase.END, check=scales.input_scale_direction, needs=Need.LAYOUT,
+        id="FF059", phase=Phase.END, check=scales.input_scale_direction, needs=(Need.LAYOUT,),
         title="input scales are no reciprocals",
         why="Activations saturate, or all round to zero.",
     ),
     Rule(
-        id="FF060", phase=Phase.END, check=scales.global_scales_plausible, needs=Need.LAYOUT,
+        id="FF060", phase=Phase.END, check=scales.global_scales_plausible, needs=(Need.LAYOUT,),
         title="global scales are plausible",
         why="No weight has such a range.",
     ),
     Rule(
-        id="FF061", phase=Phase.END, check=scales.input_scales_plausible, needs=Need.LAYOUT,
+        id="FF061", phase=Phase.END, check=scales.input_scales_plausible, needs=(Need.LAYOUT,),
         title="input scales are plausible",
         why="No activation has such a range; it is junk from an expert without tokens.",
     ),
     Rule(
-        id="FF062", phase=Phase.END, check=scales.groups_share_global_scale, needs=Need.MODEL,
+        id="FF062", phase=Phase.END, check=scales.groups_share_global_scale, needs=(Need.MODEL,),
         title="fused linears share one global scale",
         why="vLLM takes gate's for gate and up, and the largest or smallest of q, k, v; the others are off by the ratio.",
     ),
     Rule(
-        id="FF063", phase=Phase.END, check=scales.groups_share_input_scale, needs=Need.MODEL,
+        id="FF063", phase=Phase.END, check=scales.groups_share_input_scale, needs=(Need.MODEL,),
         title="fused linears share one input scale",
         why="Servers merge them by maximum or minimum, each its own way.",
     ),
     Rule(
-        id="FF064", phase=Phase.END, check=scales.kv_scales_usable, needs=Need.LAYOUT,
+        id="FF064", phase=Phase.END, check=scales.kv_scales_usable, needs=(Need.LAYOUT,),
         title="KV-cache scales are usable",
         why="Attention computes NaN or zero.",
     ),
@@ -103,17 +103,17 @@ SCALE_RULES: tuple[Rule, ...] = (
 
 CODE_RULES: tuple[Rule, ...] = (
     Rule(
-        id="FF070", phase=Phase.MODULE, check=codes.codes_not_zero, needs=Need.LAYOUT,
+        id="FF070", phase=Phase.MODULE, check=codes.codes_not_zero, needs=(Need.LAYOUT,),
         title="codes are not all zero",
         why="The module decodes to zero.",
     ),
     Rule(
-        id="FF071", phase=Phase.MODULE, check=codes.codes_vary, needs=Need.LAYOUT,
+        id="FF071", phase=Phase.MODULE, check=codes.codes_vary, needs=(Need.LAYOUT,),
         title="codes vary",
         why="A constant weight was overwritten, or was NaN when it was rounded.",
     ),
     Rule(
-        id="FF072", phase=Phase.MODULE, check=codes.codes_reach_top, needs=Need.LAYOUT,
+        id="FF072", phase=Phase.MODULE, check=codes.codes_reach_top, needs=(Need.LAYOUT,),
         title="codes use the whole grid",
         why="Half of the four bits are wasted, and accuracy with them.",
     ),
@@ -121,62 +121,62 @@ CODE_RULES: tuple[Rule, ...] = (
 
 VALUE_RULES: tuple[Rule, ...] = (
     Rule(
-        id="FF080", phase=Phase.TENSOR, check=values.kept_identical, needs=Need.SOURCE,
+        id="FF080", phase=Phase.TENSOR, check=values.kept_identical, needs=(Need.SOURCE,),
         title="kept tensors are the source's to the bit",
         why="Router, norms and vision carry the model; one changed bit is a fault in the writer.",
     ),
     Rule(
-        id="FF082", phase=Phase.MISFIT, check=causes.scale_direction_fits, needs=Need.SOURCE,
+        id="FF082", phase=Phase.MISFIT, check=causes.scale_direction_fits, needs=(Need.SOURCE,),
         title="the global scale is no reciprocal of the source's",
         why="Decoded weights are off by a factor of 1e6 and more.",
     ),
     Rule(
-        id="FF083", phase=Phase.MISFIT, check=causes.scale_factor_fits, needs=Need.SOURCE,
+        id="FF083", phase=Phase.MISFIT, check=causes.scale_factor_fits, needs=(Need.SOURCE,),
         title="the global scale fits the source",
         why="The module's output is off by that factor.",
     ),
     Rule(
-        id="FF084", phase=Phase.MISFIT, check=causes.nibbles_in_order, needs=Need.SOURCE,
+        id="FF084", phase=Phase.MISFIT, check=causes.nibbles_in_order, needs=(Need.SOURCE,),
         title="nibbles are in order",
         why="Every pair of columns is exchanged.",
     ),
     Rule(
-        id="FF085", phase=Phase.MISFIT, check=causes.gate_up_in_place, needs=Need.SOURCE,
+        id="FF085", phase=Phase.MISFIT, check=causes.gate_up_in_place, needs=(Need.SOURCE,),
         title="gate and up are in place",
         why="The activation function is applied to the wrong half.",
     ),
     Rule(
-        id="FF086", phase=Phase.MISFIT, check=causes.experts_in_order, needs=Need.SOURCE,
+        id="FF086", phase=Phase.MISFIT, check=causes.experts_in_order, needs=(Need.SOURCE,),
         title="experts and layers are in order",
         why="The router sends tokens to the wrong expert.",
     ),
     Rule(
-        id="FF087", phase=Phase.MISFIT, check=causes.not_transposed, needs=Need.SOURCE,
+        id="FF087", phase=Phase.MISFIT, check=causes.not_transposed, needs=(Need.SOURCE,),
         title="weights are not transposed",
         why="Inputs meet the wrong rows.",
     ),
     Rule(
-        id="FF088", phase=Phase.MISFIT, check=causes.rows_in_order, needs=Need.SOURCE,
+        id="FF088", phase=Phase.MISFIT, check=causes.rows_in_order, needs=(Need.SOURCE,),
         title="rows are in order",
         why="Gate and up rows mixed, or shifted by padding: outputs land in the wrong places.",
     ),
     Rule(
-        id="FF089", phase=Phase.MISFIT, check=causes.columns_in_order, needs=Need.SOURCE,
+        id="FF089", phase=Phase.MISFIT, check=causes.columns_in_order, needs=(Need.SOURCE,),
         title="columns are in order",
         why="Inputs meet the wrong weights.",
     ),
     Rule(
-        id="FF090", phase=Phase.MISFIT, check=causes.block_scales_in_place, needs=Need.SOURCE,
+        id="FF090", phase=Phase.MISFIT, check=causes.block_scales_in_place, needs=(Need.SOURCE,),
         title="block scales belong to their blocks",
         why="Scales stored in a kernel's swizzled order are swizzled again on loading.",
     ),
     Rule(
-        id="FF081", phase=Phase.MISFIT, check=values.decodes_to_source, needs=Need.SOURCE,
+        id="FF081", phase=Phase.MISFIT, check=values.decodes_to_source, needs=(Need.SOURCE,),
         title="weights decode to the source",
         why="More than rounding has happened to this weight, and no other rule explains what.",
     ),
     Rule(
-        id="FF091", phase=Phase.MODULE, check=values.blocks_within_bound, needs=Need.SOURCE,
+        id="FF091", phase=Phase.MODULE, check=values.blocks_within_bound, needs=(Need.SOURCE,),
         title="no single block is damaged",
         why="A flipped bit in a block scale ruins 16 weights; sums over a tensor do not show it.",
     ),

@@ -23,11 +23,11 @@ class Phase(StrEnum):
 class Need(StrEnum):
     """What a rule cannot do without; the text is the reason it gives when it is skipped."""
 
-    NOTHING = ""
     SOURCE = "no source model given"
     MANIFEST = "no manifest.json beside the checkpoint"
     MODEL = "config.json describes no Gemma 4 mixture of experts"
     LAYOUT = "the tensors tell no layout"
+    CONFIG = "config.json cannot be read"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +39,7 @@ class Rule:
     why: str
     phase: Phase
     check: Callable[[Look, Any], None]
-    needs: Need = Need.NOTHING
+    needs: tuple[Need, ...] = ()
 
 
 @dataclass

@@ -16,7 +16,8 @@ from statistics import median
 from typing import TYPE_CHECKING
 
 from fourfold.nvfp4.constants import FLOAT32_MIN_NORMAL, GLOBAL_SCALE_DIVISOR
-from fourfold.verify.module import NAN_CODE, PARTS, SIGN_BIT, SMALLEST_NORMAL_CODE
+from fourfold.verify.checkpoint import PARTS
+from fourfold.verify.module import NAN_CODE, SIGN_BIT, SMALLEST_NORMAL_CODE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -203,7 +203,7 @@ class TensorReader:
         return data.view(_torch_dtype(tensor.dtype))
 
     def _fill(self, tensor: StoredTensor, data: torch.Tensor, position: int) -> None:
-        view = memoryview(data.numpy())
+        view = memoryview(data.numpy().data)
         try:
             descriptor = self._descriptor(tensor.file)
             while view:

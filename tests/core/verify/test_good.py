@@ -1,0 +1,78 @@
+"""Good checkpoints raise nothing, and every rule that applies has looked at something."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from good_checkpoints import EXPERTS, LAYERS, TEXT, Variant
+
+from fourfold.checkpoint.layouts import COMPRESSED_TENSORS, MODELOPT
+from fourfold.config import KVCache, Scheme
+from fourfold.nvfp4 import BlockScalePolicy
+from fourfold.verify import verify_checkpoint
+
+LAYOUTS = (MODELOPT.name, COMPRESSED_TENSORS.name)
+GOOD = [
+    variant
+    for layout in LAYOUTS
+    for variant in (
+        Variant(layout),
+        Variant(layout, scheme=Scheme.W4A16),
+        Variant(layout, kv_cache=KVCache.FP8),
+        Variant(layout, sharded=True),
+        Variant(layout, targets="experts-only"),
+        Variant(layout, targets="attention-bf16", scheme=Scheme.W4A16, kv_cache=KVCache.FP8, sharded=True),
+        Variant(layout, targets="dense-mlp-bf16", policy=BlockScalePolicy.MODELOPT),
+        Variant(layout, policy=BlockScalePolicy.COMPRESSED_TENSORS),
+        Variant(layout, exclude=(f"{TEXT}.0.experts.*",)),
+    )
+]
+
+
+@pytest.mark.parametrize("variant", GOOD, ids=lambda v: v.name)
+def test_good_checkpoint_raises_nothing(variant: Variant, good: Callable[[Variant], Path], source: Path) -> None:
+    for given in (source, None):
+        report = verify_checkpoint(good(variant), source=given)
+        assert report.findings == ()
+        assert report.ok
+        assert (report.layout, report.scheme) == (variant.layout, variant.scheme)
+
+
+def test_every_tensor_is_read_once(good: Callable[[Variant], Path], source: Path) -> None:
+    for layout in LAYOUTS:
+        folder = good(Variant(layout, sharded=True))
+        report = verify_checkpoint(folder, source=source)
+        header = sum(8 + int.from_bytes(p.open("rb").read(8), "little") for p in folder.glob("*.safetensors"))
+        assert report.bytes_read == sum(p.stat().st_size for p in folder.glob("*.safetensors")) - header
+
+
+def test_counts_say_what_was_looked_at(good: Callable[[Variant], Path], source: Path) -> None:
+    report = verify_checkpoint(good(Variant(MODELOPT.name)), source=source)
+    matrices = LAYERS * EXPERTS * 3
+    assert report.checked["FF020"] == matrices
+    assert report.checked["FF081"] == matrices + 7 * 2 + 6
+    assert report.checked["FF062"] == LAYERS * (EXPERTS + 2)
+    assert report.checked["FF029"] == LAYERS
+    assert report.skipped == {}
+
+
+def test_without_source_and_manifest_the_report_says_what_was_skipped(editable) -> None:  # type: ignore[no-untyped-def]
+    report = verify_checkpoint(editable(Variant(MODELOPT.name)).folder)
+    assert report.ok
+    assert report.skipped["FF080"] == "no source model given"
+    assert report.skipped["FF131"] == "no manifest.json beside the checkpoint"
+    assert report.checked["FF020"] == LAYERS * EXPERTS * 3
+
+
+def test_rules_that_can_look_at_nothing_here_are_known(good: Callable[[Variant], Path], source: Path) -> None:
+    """Over all good checkpoints, every rule has looked at something; an empty check would be no check."""
+    looked: set[str] = set()
+    known: set[str] = set()
+    for variant in GOOD:
+        report = verify_checkpoint(good(variant), source=source)
+        looked |= {rule for rule, number in report.checked.items() if number}
+        known |= report.checked.keys()
+    # Fallbacks and transformed weights are what these checkpoints do not have.
+    assert known - looked == {"FF135"}
