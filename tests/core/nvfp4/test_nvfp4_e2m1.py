@@ -107,5 +107,5 @@ def test_odd_or_empty_width_is_refused(width):
 
 @pytest.mark.parametrize("function", [pack_codes, unpack_codes, decode_e2m1])
 def test_other_dtypes_are_refused(function):
-    with pytest.raises(TypeError, match="must be uint8, not torch.int64"):
+    with pytest.raises(TypeError, match=r"must be uint8, not torch.int64"):
         function(torch.zeros(2, 4, dtype=torch.int64))

@@ -114,7 +114,7 @@ def test_zero_block_decodes_to_zero_and_signed_zero_keeps_no_sign(policy):
 def test_all_zero_tensor_is_refused_but_by_compressed_tensors_policy():
     zeros = torch.zeros(4, 32)
     for policy in (BlockScalePolicy.FOURFOLD, BlockScalePolicy.MODELOPT):
-        with pytest.raises(ValueError, match="zero or subnormal global scale.*pass a global_scale"):
+        with pytest.raises(ValueError, match=r"zero or subnormal global scale.*pass a global_scale"):
             quantize(zeros, policy=policy)
     stored = quantize(zeros, policy=BlockScalePolicy.COMPRESSED_TENSORS)
     assert (stored.global_scale.item(), stored.block_scale.to(torch.float32).unique().item()) == (1.0, 0.125)
@@ -251,7 +251,7 @@ def test_contradicting_scales_are_refused():
         quantize(weight, block_scale=block_scale)
     with pytest.raises(ValueError, match=r"block_scale has shape \[2, 2\]; the weight needs \[4, 2\]"):
         quantize(weight, global_scale=one, block_scale=block_scale[:2])
-    with pytest.raises(TypeError, match="block_scale must be torch.float8_e4m3fn, not torch.float32"):
+    with pytest.raises(TypeError, match=r"block_scale must be torch.float8_e4m3fn, not torch.float32"):
         quantize(weight, global_scale=one, block_scale=block_scale.to(torch.float32))
     with pytest.raises(ValueError, match="block_scale holds zero, negative or NaN scales"):
         quantize(weight, global_scale=one, block_scale=torch.zeros(4, 2).to(torch.float8_e4m3fn))

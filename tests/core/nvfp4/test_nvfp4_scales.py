@@ -66,7 +66,7 @@ def test_amax_that_is_no_amax_is_refused(policy, bad):
 @pytest.mark.parametrize("amax", [0.0, 2.0**-126])
 def test_amax_too_small_for_a_global_scale_is_refused(policy, amax):
     with pytest.raises(
-        ValueError, match="gives a zero or subnormal global scale.*pass a global_scale or the amax"
+        ValueError, match=r"gives a zero or subnormal global scale.*pass a global_scale or the amax"
     ):
         global_scale_from_amax(torch.tensor(amax), policy)
 
@@ -80,7 +80,7 @@ def test_compressed_tensors_replaces_an_overflowing_encode_scale_by_one(amax, dt
 
 @pytest.mark.parametrize("function", [global_scale_from_amax, encode_scale_from_amax])
 def test_amax_dtype_and_emptiness_are_checked(function):
-    with pytest.raises(TypeError, match="amax must be float32, bfloat16 or float16, not torch.float64"):
+    with pytest.raises(TypeError, match=r"amax must be float32, bfloat16 or float16, not torch.float64"):
         function(torch.ones(1, dtype=torch.float64))
     with pytest.raises(ValueError, match="amax is empty"):
         function(torch.ones(0))
@@ -121,7 +121,7 @@ def test_overflow_saturates_where_the_toolchain_saturates(policy):
 
 def test_overflow_is_refused_by_ours():
     with pytest.raises(
-        ValueError, match="a block with amax 6000 needs a block scale of 1000, over 448.*scale group"
+        ValueError, match=r"a block with amax 6000 needs block scale 1000, over 448.*scale group"
     ):
         block_scale(6 * 1000.0, FOURFOLD)
 
@@ -148,5 +148,5 @@ def test_global_scale_must_be_positive_and_finite(bad):
 
 
 def test_global_scale_must_be_float32():
-    with pytest.raises(TypeError, match="global_scale must be float32, not torch.bfloat16"):
+    with pytest.raises(TypeError, match=r"global_scale must be float32, not torch.bfloat16"):
         check_global_scale(torch.ones((), dtype=torch.bfloat16))

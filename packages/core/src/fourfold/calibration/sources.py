@@ -79,8 +79,8 @@ def _from_demo(seed: int) -> Iterator[Text]:
     while True:
         problem = next(streams[rng.choice(names)])
         if problem.prompt:
-            answer = {"role": "assistant", "content": [{"type": "text", "text": problem.target}]}
-            yield [*problem.messages, answer]
+            turns = (("system", problem.system), ("user", problem.prompt), ("assistant", problem.target))
+            yield [{"role": role, "content": content} for role, content in turns if content]
         else:
             yield problem.target
 

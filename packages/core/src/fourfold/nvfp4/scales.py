@@ -89,7 +89,7 @@ def global_scale_from_amax(
         scale = amax.to(torch.float32) / divisor
     if bool((scale < FLOAT32_MIN_NORMAL).any()):
         raise ValueError(
-            f"amax {amax.min().item():g} gives a zero or subnormal global scale: the tensor is (nearly) zero; "
+            f"amax {amax.min().item():g} gives a zero or subnormal global scale: all but zero; "
             "pass a global_scale or the amax of its scale group"
         )
     return scale
@@ -137,8 +137,8 @@ def block_scale_from_amax(
     ratio = block_amax.to(torch.float32) / (E2M1_MAX * global_scale)
     if policy is BlockScalePolicy.FOURFOLD and bool((ratio > E4M3_OVERFLOW).any()):
         raise ValueError(
-            f"a block with amax {block_amax.max().item():g} needs a block scale of {ratio.max().item():g}, "
-            f"over {E4M3_MAX:g}: the global scale is too small; take it from the amax of the whole scale group"
+            f"a block with amax {block_amax.max().item():g} needs block scale {ratio.max().item():g}, "
+            f"over {E4M3_MAX:g}: the global scale is too small; take it from the scale group's amax"
         )
     ratio = torch.where(ratio == 0, torch.full_like(ratio, _ZERO_BLOCK), ratio)
     return ratio.clamp(min=E4M3_MIN_SUBNORMAL, max=E4M3_MAX).to(torch.float8_e4m3fn)
