@@ -1,4 +1,4 @@
-"""Run as a script: a folder of three models of 110 to 230 MB, ``source`` and its quantizations ``a`` and ``b``."""
+"""Run as a script: a folder of three models, the largest of some 170 MB, ``source`` and its quantizations ``a`` and ``b``."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from compare.builders import Make, export, make_artifact, write_source
 
-HIDDEN, WIDTH, EXPERTS, LAYERS, VOCAB = 1024, 512, 16, 3, 32768
+HIDDEN, WIDTH, EXPERTS, LAYERS, VOCAB = 1024, 512, 12, 2, 32768
 BASE = "model.language_model.layers"
 
 

@@ -14,7 +14,19 @@ from fourfold.models.gemma4 import read_gemma4
 from fourfold.nvfp4 import BlockScalePolicy, NVFP4Weight, pack_codes, quantize, unpack_codes
 from safetensors.torch import load_file, save_file
 
-from .builders import DOWN, EXPERTS, GATE, PREFIX, Q_PROJ, ROUTER, UP, Make, make_artifact, source_tensors, write_source
+from .builders import (
+    DOWN,
+    EXPERTS,
+    GATE,
+    PREFIX,
+    Q_PROJ,
+    ROUTER,
+    UP,
+    Make,
+    make_artifact,
+    source_tensors,
+    write_source,
+)
 from .conftest import MakeFolder, run
 
 
@@ -84,7 +96,13 @@ def only(report: CompareReport) -> Difference:
 )
 @pytest.mark.parametrize("layout", ["canonical", "modelopt", "compressed-tensors"])
 def test_planted_in_a_weight(
-    plain: dict[str, Path], make: MakeFolder, layout: str, module: str, edit: object, cause: Cause, status: Status
+    plain: dict[str, Path],
+    make: MakeFolder,
+    layout: str,
+    module: str,
+    edit: object,
+    cause: Cause,
+    status: Status,
 ) -> None:
     difference = only(run(plain["modelopt"], make(layout, edits={module: edit})))
     assert difference.tensor == f"{module}.weight"
@@ -164,7 +182,11 @@ def test_flushed_block(tmp_path: Path) -> None:
     [
         ({DOWN: 3.0}, Cause.INPUT_AMAX, "A's is 0.666667 of B's"),
         ({GATE: 1.0}, Cause.INPUT_SCALE_GROUP, "A shares the largest of the scale group"),
-        ({f"{PREFIX}.1.experts.{e}.down_proj": 1.0 for e in (0, 1, 2)}, Cause.INPUT_SCALE_GROUP, "layer's experts"),
+        (
+            {f"{PREFIX}.1.experts.{e}.down_proj": 1.0 for e in (0, 1, 2)},
+            Cause.INPUT_SCALE_GROUP,
+            "layer's experts",
+        ),
     ],
 )
 def test_other_input_scale(
@@ -227,7 +249,9 @@ def test_kept_tensors(plain: dict[str, Path], tmp_path: Path) -> None:
         return difference
 
     check("value", lambda t: t[ROUTER].mul_(1.5), Cause.VALUE)
-    same = check("dtype", lambda t: t.update({ROUTER: t[ROUTER].float()}), Cause.DTYPE, status=Status.EQUAL_DECODED)
+    same = check(
+        "dtype", lambda t: t.update({ROUTER: t[ROUTER].float()}), Cause.DTYPE, status=Status.EQUAL_DECODED
+    )
     assert same.detail == "BF16 and F32"
     check("both", lambda t: t.update({ROUTER: t[ROUTER].float() * 2}), Cause.DTYPE, Cause.VALUE)
     shape = check("shape", lambda t: t.update({scalar: t[scalar].reshape(1, 1)}), Cause.SHAPE)
@@ -263,4 +287,8 @@ def test_rule_of_searched_scales(plain: dict[str, Path], make: MakeFolder, sourc
     assert found[f"{GATE}.weight"].rule_b is None
     assert report.rules is not None
     assert (report.rules.differing, report.rules.explained) == (2, 1)
-    assert report.rules.b == {"fourfold, amax of the scale group": 36, "searched scales, nearest codes": 1, "none": 1}
+    assert report.rules.b == {
+        "fourfold, amax of the scale group": 36,
+        "searched scales, nearest codes": 1,
+        "none": 1,
+    }

@@ -1,0 +1,392 @@
+"""Both directions, tensor for tensor, against numpy on the raw bytes."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from fourfold.artifact import Artifact
+from fourfold.checkpoint.layouts import COMPRESSED_TENSORS
+from fourfold.checkpoint.write import write_checkpoint
+from fourfold.config import Recipe
+from fourfold.convert import ConvertReport, convert_checkpoint
+from fourfold.errors import CheckpointError, ConfigError, OutputError, UnknownNameError
+from fourfold.hookspecs import hookimpl
+from fourfold.manifest import Manifest, sha256_file
+from fourfold.plugins import Entry, Registry, build_plugin_manager
+from fourfold.progress import NoProgress
+from safetensors.torch import load_file, save_file
+
+from .conftest import BASE, DOWN, LAYOUTS, SIDE_FILES, MakeCheckpoint
+
+BACK = {"modelopt": "compressed-tensors", "compressed-tensors": "modelopt"}
+#: modelopt's key -> compressed-tensors', and whether it is turned into a reciprocal.
+KEYS = {
+    "weight": ("weight_packed", False),
+    "weight_scale": ("weight_scale", False),
+    "weight_scale_2": ("weight_global_scale", True),
+    "input_scale": ("input_global_scale", True),
+}
+NUM_MODULES = 4 + 3 + 12
+#: No float32 has this one as its reciprocal.
+INEXACT = 1.9921875
+
+
+def raw(folder: Path) -> dict[str, tuple[str, list[int], bytes]]:
+    content = (folder / "model.safetensors").read_bytes()
+    length = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + length])
+    header.pop("__metadata__", None)
+    data = content[8 + length :]
+    return {n: (e["dtype"], e["shape"], data[slice(*e["data_offsets"])]) for n, e in header.items()}
+
+
+def number(entry: tuple[str, list[int], bytes]) -> np.float32:
+    (value,) = np.frombuffer(entry[2], np.float32)
+    return value
+
+
+def convert(path: Path, layout: str, destination: Path, registry: Registry) -> ConvertReport:
+    return convert_checkpoint(path, layout, destination, registry, NoProgress())
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("scheme", ["W4A4", "W4A16"])
+def test_every_tensor(
+    checkpoint: MakeCheckpoint, registry: Registry, tmp_path: Path, layout: str, scheme: str
+) -> None:
+    path = checkpoint(layout, scheme=scheme)
+    report = convert(path, BACK[layout], tmp_path / "out", registry)
+    before, after = raw(path), raw(tmp_path / "out")
+    modelopt, other = (before, after) if layout == "modelopt" else (after, before)
+    seen = set()
+    modules = [n.removesuffix(".weight_scale_2") for n in modelopt if n.endswith(".weight_scale_2")]
+    assert len(modules) == NUM_MODULES == report.num_modules
+    for module in modules:
+        for key, (their_key, turned) in KEYS.items():
+            if key == "input_scale" and scheme == "W4A16":
+                continue
+            ours, theirs = modelopt[f"{module}.{key}"], other[f"{module}.{their_key}"]
+            seen.add(f"{module}.{their_key}")
+            if turned:
+                assert (ours[1], theirs[1]) == ([], [1])
+                stored, written = (ours, theirs) if layout == "modelopt" else (theirs, ours)
+                assert number(written) == np.float32(1) / number(stored)
+            else:
+                assert ours == theirs
+    kept = {n: e for n, e in other.items() if n not in seen}
+    assert kept == {n: modelopt[n] for n in kept}
+    assert len(modelopt) == len(other)
+    assert report.num_kept_tensors == len(kept)
+    assert report.num_scales == len(modules) * (2 if scheme == "W4A4" else 1)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_there_and_back(checkpoint: MakeCheckpoint, registry: Registry, tmp_path: Path, layout: str) -> None:
+    scale = f"{DOWN}.weight_scale_2" if layout == "modelopt" else f"{DOWN}.weight_global_scale"
+
+    def plant(tensors: dict[str, torch.Tensor]) -> None:
+        tensors[scale].fill_(INEXACT * (2.0**-14 if layout == "modelopt" else 2.0**14))
+
+    path = checkpoint(layout, edit=plant, kv_cache="fp8")
+    report = convert(path, BACK[layout], tmp_path / "there", registry)
+    second = convert(tmp_path / "there", layout, tmp_path / "back", registry)
+    before, after = raw(path), raw(tmp_path / "back")
+    changed = {n for n in before if before[n] != after.get(n)}
+    assert before.keys() == after.keys()
+    assert scale in changed
+    assert changed == {case.tensor for case in report.inexact}
+    for case in report.inexact:
+        stored = number(before[case.tensor])
+        assert case.stored == stored
+        assert case.written == np.float32(1) / stored
+        assert case.restored == number(after[case.tensor]) == np.float32(1) / np.float32(case.written)
+        assert abs(np.float32(case.restored).view(np.int32) - stored.view(np.int32)) == 1
+        # No neighbour of the written value would have restored it: the loss cannot be avoided.
+        written = np.float32(case.written)
+        for near in (np.nextafter(written, np.float32(0)), np.nextafter(written, np.float32(np.inf))):
+            assert np.float32(1) / near != stored
+    # What has come back once comes back every time.
+    assert second.inexact == ()
+    third = convert(tmp_path / "back", BACK[layout], tmp_path / "there-again", registry)
+    assert third.inexact == ()
+    assert (tmp_path / "there/model.safetensors").read_bytes() == (
+        tmp_path / "there-again/model.safetensors"
+    ).read_bytes()
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_equals_what_the_exporter_writes_from_the_artifact(
+    checkpoint: MakeCheckpoint, registry: Registry, tmp_path: Path, layout: str
+) -> None:
+    """Config, ignore list, KV scales and side files too: a converted checkpoint is an exported one."""
+    recipe = {"targets": "experts-only", "kv_cache": "fp8"}
+    exported = checkpoint(BACK[layout], **recipe)
+    convert(checkpoint(layout, **recipe), BACK[layout], tmp_path / "out", registry)
+    names = {p.name for p in exported.iterdir()}
+    assert {p.name for p in (tmp_path / "out").iterdir()} == names
+    assert set(SIDE_FILES) < names
+    for name in names - {"model.safetensors"}:
+        assert (tmp_path / "out" / name).read_bytes() == (exported / name).read_bytes(), name
+    converted, direct = raw(tmp_path / "out"), raw(exported)
+    assert converted.keys() == direct.keys()
+    assert [n for n in direct if n.endswith("k_scale")]
+    config = json.loads((tmp_path / "out/config.json").read_text())["quantization_config"]
+    assert config["quant_method"] == BACK[layout]
+    assert config["kv_cache_scheme"]["num_bits"] == 8
+    ignored = " ".join(config["ignore"])
+    assert "self_attn" in ignored and "router" in ignored and "vision_tower" in ignored
+    assert "experts" not in ignored
+
+
+def test_own_manifest_travels(
+    checkpoint: MakeCheckpoint, registry: Registry, tmp_path: Path, artifacts
+) -> None:
+    path = checkpoint("modelopt")
+    manifest = artifacts(Recipe()).manifest
+    manifest.model_copy(update={"kind": "checkpoint", "layout": "modelopt", "seed": 42}).write(path)
+    convert(path, "compressed-tensors", tmp_path / "out", registry)
+    written = Manifest.read(tmp_path / "out")
+    assert (written.layout, written.seed, written.quantized_modules) == (
+        "compressed-tensors", 42, manifest.quantized_modules,
+    )  # fmt: skip
+    assert written.exporter is not None and written.exporter.name == "compressed-tensors"
+    assert written.notes[-1] == "converted from layout modelopt"
+    assert written.files["config.json"] == sha256_file(tmp_path / "out/config.json")
+    assert not (checkpoint("modelopt") / "manifest.json").exists()
+
+
+def test_a_foreign_producer_is_kept(checkpoint: MakeCheckpoint, registry: Registry, tmp_path: Path) -> None:
+    path = checkpoint("modelopt")
+    config = json.loads((path / "config.json").read_text())
+    config["quantization_config"]["producer"] = {"name": "modelopt", "version": "0.43.0"}
+    (path / "config.json").write_text(json.dumps(config))
+    (path / "README.md").write_text("card")
+    report = convert(path, "compressed-tensors", tmp_path / "ct", registry)
+    assert report.files_left_behind == ("README.md", "hf_quant_config.json")
+    assert not (tmp_path / "ct" / "manifest.json").exists()
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("value", [0.0, -0.5, math.inf, math.nan, 1e-40, 3e38])
+@pytest.mark.parametrize("part", ["global", "input"])
+def test_scales_that_cannot_be_turned(
+    checkpoint: MakeCheckpoint, registry: Registry, tmp_path: Path, layout: str, value: float, part: str
+) -> None:
+    keys = {"global": "weight_scale_2", "input": "input_scale"}
+    if layout == "compressed-tensors":
+        keys = {"global": "weight_global_scale", "input": "input_global_scale"}
+    name = f"{DOWN}.{keys[part]}"
+    path = checkpoint(layout, edit=lambda t: t[name].fill_(value))
+    bad = (
+        "not positive and finite" if not value > 0 or math.isinf(value) else "denormal, or its reciprocal is"
+    )
+    with pytest.raises(
+        CheckpointError, match=rf"{name} is .+: {bad}; quantize or calibrate this module again"
+    ):
+        convert(path, BACK[layout], tmp_path / "out", registry)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("value", [0.0, -1.0, math.nan])
+def test_bad_block_scales(
+    checkpoint: MakeCheckpoint, registry: Registry, tmp_path: Path, value: float
+) -> None:
+    name = f"{BASE}.mlp.down_proj.weight_scale"
+
+    def plant(tensors: dict[str, torch.Tensor]) -> None:
+        tensors[name][4, 2] = value
+
+    path = checkpoint("modelopt", edit=plant)
+    with pytest.raises(
+        CheckpointError, match=rf"{name} holds (-1|0|nan) at row 4, block 2 \(1 such\); a block scale"
+    ):
+        convert(path, "compressed-tensors", tmp_path / "out", registry)
+    assert not list(tmp_path.glob("*out*")) and not list(tmp_path.glob(".*partial"))
+
+
+def test_refusals(
+    checkpoint: MakeCheckpoint, registry: Registry, tmp_path: Path, source: Path, artifacts
+) -> None:
+    path = checkpoint("modelopt")
+    out = tmp_path / "out"
+    with pytest.raises(
+        ConfigError, match=r"modelopt-0: has layout modelopt already; there is nothing to convert"
+    ):
+        convert(path, "modelopt", out, registry)
+    with pytest.raises(
+        UnknownNameError, match=r"unknown layout 'gguf'; known: canonical, compressed-tensors, modelopt"
+    ):
+        convert(path, "gguf", out, registry)
+    with pytest.raises(UnknownNameError, match=r"unknown exporter 'compressed-tensors'; known: none"):
+        convert(path, "compressed-tensors", out, Registry(build_plugin_manager([])))
+    with pytest.raises(CheckpointError, match=r"source\d: holds no NVFP4 global scales"):
+        convert(source, "modelopt", out, registry)
+    with pytest.raises(CheckpointError, match=r"is an artifact, not a checkpoint; fourfold export writes it"):
+        convert(artifacts(Recipe()).path, "modelopt", out, registry)
+    full = tmp_path / "full"
+    full.mkdir()
+    (full / "mine").write_text("")
+    with pytest.raises(OutputError, match=r"full: output folder is not empty"):
+        convert(path, "compressed-tensors", full, registry)
+    assert [p.name for p in full.iterdir()] == ["mine"]
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (
+            lambda t: t.pop(f"{DOWN}.input_scale"),
+            rf"{DOWN}\.input_scale is missing, though 18 of 19 modules have one",
+        ),
+        (lambda t: t.pop(f"{DOWN}.weight"), rf"tensor {DOWN}\.weight is missing"),
+        (
+            lambda t: t.update(
+                {f"{BASE}.router.proj.weight": t[f"{BASE}.router.proj.weight"].to(torch.float8_e4m3fn)}
+            ),
+            r"router\.proj\.weight is stored as F8_E4M3 and is no part of an NVFP4 weight",
+        ),
+        (
+            lambda t: t.update({f"{DOWN}.pre_quant_scale": torch.ones(16)}),
+            rf"{DOWN}\.pre_quant_scale has no place in another layout",
+        ),
+        (
+            lambda t: t.update({f"{BASE}.router.proj.weight_scale": torch.ones(16)}),
+            r"router\.proj\.weight_scale has no place in another layout",
+        ),
+    ],
+)
+def test_tensors_that_cannot_travel(
+    checkpoint: MakeCheckpoint, registry: Registry, tmp_path: Path, edit: object, message: str
+) -> None:
+    path = checkpoint("modelopt", edit=edit)
+    with pytest.raises(CheckpointError, match=message):
+        convert(path, "compressed-tensors", tmp_path / "out", registry)
+    assert not (tmp_path / "out").exists()
+
+
+def test_biases_travel(checkpoint: MakeCheckpoint, registry: Registry, tmp_path: Path) -> None:
+    path = checkpoint("modelopt", edit=lambda t: t.update({f"{BASE}.self_attn.q_proj.bias": torch.ones(32)}))
+    convert(path, "compressed-tensors", tmp_path / "out", registry)
+    assert torch.equal(
+        load_file(tmp_path / "out/model.safetensors")[f"{BASE}.self_attn.q_proj.bias"], torch.ones(32)
+    )
+
+
+def test_unknown_kv_cache(checkpoint: MakeCheckpoint, registry: Registry, tmp_path: Path) -> None:
+    path = checkpoint("modelopt")
+    config = json.loads((path / "config.json").read_text())
+    config["quantization_config"]["kv_cache_scheme"] = {"num_bits": 4, "type": "float"}
+    (path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match=r"KV cache in float4; only FP8 is known"):
+        convert(path, "compressed-tensors", tmp_path / "out", registry)
+
+
+def test_manifest_of_another_checkpoint(
+    checkpoint: MakeCheckpoint, registry: Registry, tmp_path: Path, artifacts
+) -> None:
+    path = checkpoint("modelopt")
+    shutil.copy(artifacts(Recipe(targets="experts-only")).path / "manifest.json", path)
+    with pytest.raises(
+        CheckpointError, match=r"mlp\.down_proj is not in the manifest \(7 such\); manifest\.json is not"
+    ):
+        convert(path, "compressed-tensors", tmp_path / "out", registry)
+
+
+class LosingExporter:
+    """Loses a tensor, as a careless plugin might."""
+
+    def __init__(self, options: object) -> None:
+        pass
+
+    def export(self, artifact: Artifact, destination: Path, progress: NoProgress) -> None:
+        write_checkpoint(artifact, destination, COMPRESSED_TENSORS, {}, progress)
+        tensors = load_file(destination / "model.safetensors")
+        del tensors[f"{BASE}.router.proj.weight"]
+        save_file(tensors, destination / "model.safetensors")
+
+
+def test_an_exporter_that_loses_a_tensor(checkpoint: MakeCheckpoint, tmp_path: Path) -> None:
+    class Plugin:
+        @hookimpl
+        def fourfold_register_exporters(self) -> list[Entry]:
+            return [Entry(name="compressed-tensors", summary="", implementation=f"{__name__}:LosingExporter")]
+
+    registry = Registry(build_plugin_manager([Plugin()]))
+    with pytest.raises(
+        CheckpointError, match=rf"the exporter lost or changed {BASE}\.router\.proj\.weight BF16 \[4, 32\]"
+    ):
+        convert(checkpoint("modelopt"), "compressed-tensors", tmp_path / "out", registry)
+    assert not (tmp_path / "out").exists()
+
+
+_MEMORY_SCRIPT = """
+import sys, threading
+from pathlib import Path
+import torch
+torch.set_num_threads(1)
+from fourfold.checkpoint.layouts import COMPRESSED_TENSORS
+from fourfold.checkpoint.write import write_checkpoint
+from fourfold.convert import convert_checkpoint
+from fourfold.hookspecs import hookimpl
+from fourfold.plugins import Entry, Registry, build_plugin_manager
+from fourfold.progress import NoProgress
+
+class SmallShards:
+    def __init__(self, options): pass
+    def export(self, artifact, destination, progress):
+        write_checkpoint(artifact, destination, COMPRESSED_TENSORS, {}, progress, max_shard_bytes=16 * 2**20)
+
+class Plugin:
+    @hookimpl
+    def fourfold_register_exporters(self):
+        return [Entry(name="compressed-tensors", summary="", implementation="__main__:SmallShards")]
+
+def anonymous_kib():
+    return int(Path("/proc/self/status").read_text().split("RssAnon:")[1].split()[0])
+
+registry = Registry(build_plugin_manager([Plugin()]))
+done, before = threading.Event(), anonymous_kib()
+peak = before
+def watch():
+    global peak
+    while not done.wait(0.002):
+        peak = max(peak, anonymous_kib())
+watcher = threading.Thread(target=watch)
+watcher.start()
+convert_checkpoint(Path(sys.argv[1]), "compressed-tensors", Path(sys.argv[2]), registry, NoProgress())
+done.set()
+watcher.join()
+print(peak - before)
+"""
+
+
+@pytest.mark.timeout(120)
+def test_memory_is_bounded_by_a_shard(tmp_path: Path) -> None:
+    """260 MB in shards of 16: what is resident beyond the maps is a few shards."""
+    path = tmp_path / "big"
+    path.mkdir()
+    tensors = {}
+    generator = torch.Generator().manual_seed(0)
+    for expert in range(460):
+        name = f"model.language_model.layers.0.experts.{expert}.down_proj"
+        tensors[f"{name}.weight"] = torch.randint(0, 256, (1024, 512), dtype=torch.uint8, generator=generator)
+        tensors[f"{name}.weight_scale"] = torch.full((1024, 64), 2.0).to(torch.float8_e4m3fn)
+        tensors[f"{name}.weight_scale_2"] = torch.tensor(0.001)
+    save_file(tensors, path / "model.safetensors")
+    assert (path / "model.safetensors").stat().st_size > 250 * 2**20
+    (path / "config.json").write_text("{}")
+    done = subprocess.run(
+        [sys.executable, "-c", _MEMORY_SCRIPT, path, tmp_path / "out"],
+        capture_output=True, text=True, check=True, env={"OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert len(list((tmp_path / "out").glob("*.safetensors"))) > 15
+    assert int(done.stdout) < 80 * 2**10
