@@ -82,6 +82,7 @@ FIRST_RUN = [
     _ours("threshold", recipe={"min_expert_tokens": 100}),
     _ours("padded", tokens=(2, 32), padding=8),
     _ours("padded-gptq", tokens=(2, 32), padding=8, options={"algorithm": "gptq"}),
+    _ours("zero-expert", zero_expert=True),
     _errors("layer-errors", "model.language_model.layers.0", ("reference", *ALGORITHMS)),
     _errors("mlp-errors", "model.language_model.layers.0.mlp", ("reference", "smoothquant")),
 ]
@@ -103,6 +104,7 @@ SECOND_RUN = [
     _ours("no-cuda", device="cuda"),
     _ours("no-tokens", tokens=None),
     _ours("no-hessian-tokens", tokens=None, recipe={"scheme": "W4A16"}, options={"algorithm": "gptq"}),
+    {"name": "reasons", "action": "reasons", "tokens": TOO_FEW},
     {"name": "unfuser-dtype", "action": "unfuser_dtype"},
     {"name": "unfuser-nothing", "action": "unfuser_nothing"},
 ]

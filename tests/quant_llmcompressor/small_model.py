@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import torch
@@ -22,8 +23,9 @@ def make_model(folder: Path) -> None:
     text = {
         "vocab_size": VOCABULARY, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2,
         "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16, "global_head_dim": 32,
-        "num_global_key_value_heads": 1, "attention_k_eq_v": True, "enable_moe_block": True, "num_experts": 16,
-        "top_k_experts": 4, "moe_intermediate_size": 48, "layer_types": ["sliding_attention", "full_attention"],
+        "num_global_key_value_heads": 1, "attention_k_eq_v": True, "enable_moe_block": True,
+        "num_experts": 16, "top_k_experts": 4, "moe_intermediate_size": 48,
+        "layer_types": ["sliding_attention", "full_attention"],
         "sliding_window": 32, "final_logit_softcapping": 30.0, "hidden_size_per_layer_input": 0,
         "vocab_size_per_layer_input": VOCABULARY, "num_kv_shared_layers": 0,
         "use_bidirectional_attention": "vision", "dtype": "bfloat16",
@@ -47,3 +49,14 @@ def make_model(folder: Path) -> None:
         down[2, 1, :16] = 1e-7
         down[2, 2, 0] = -0.0
     model.save_pretrained(folder)
+
+
+def copy_with_zero_expert(model: Path, folder: Path) -> Path:
+    """A copy of the model in ``folder`` with the gate and up weights of layer 1's expert 7 all zero."""
+    from safetensors.torch import load_file, save_file
+
+    shutil.copytree(model, folder)
+    tensors = load_file(folder / "model.safetensors")
+    tensors["model.language_model.layers.1.experts.gate_up_proj"][7] = 0
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder

@@ -5,6 +5,8 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import pytest
+from fourfold.errors import MissingEnvironmentError
 from fourfold.plugins import Registry, Role, build_plugin_manager
 from fourfold_llmcompressor import hooks
 from fourfold_llmcompressor.options import LlmcompressorOptions
@@ -27,6 +29,14 @@ def test_registers_unfuser_quantizer_and_exporter() -> None:
 
 def test_exporter_loads_without_the_toolchain() -> None:
     assert registry().load(Role.EXPORTER, "compressed-tensors").__name__ == "CompressedTensorsExporter"
+
+
+def test_without_the_toolchain_the_quantizer_names_the_command_that_installs_it() -> None:
+    for role in (Role.QUANTIZER, Role.UNFUSER):
+        with pytest.raises(
+            MissingEnvironmentError, match=r"needs llmcompressor, .* fourfold setup llmcompressor$"
+        ):
+            registry().load(role, "llmcompressor")
 
 
 def test_importing_the_plugin_imports_nothing_heavy() -> None:

@@ -112,3 +112,18 @@ def test_a_raised_threshold_changes_input_scales_alone_and_names_them(runs: Runs
 def test_fallbacks_say_how_many_tokens_there_were(runs: Runs) -> None:
     details = {f.detail for f in runs["few"].artifact.manifest.fallbacks}
     assert details == {"0 calibration tokens; its input scale is the largest of its layer's"}
+
+
+def test_scales_of_one_for_zeros_are_named(runs: Runs) -> None:
+    """An all-zero expert: llm-compressor stores 1 for its weights, and for the zeros it hands on."""
+    artifact = runs["zero-expert"].artifact
+    expert = "model.language_model.layers.1.experts.7"
+    found = {(f.module, f.detail.split()[4]) for f in artifact.manifest.fallbacks if f.rule == "scale-one"}
+    assert found == {
+        (f"{expert}.gate_proj", "weights"),
+        (f"{expert}.up_proj", "weights"),
+        (f"{expert}.down_proj", "inputs"),
+    }
+    assert artifact.weight(f"{expert}.gate_proj").global_scale == 1
+    assert not artifact.weight(f"{expert}.gate_proj").dequantize().any()
+    assert artifact.input_global_scale(f"{expert}.down_proj") == 1

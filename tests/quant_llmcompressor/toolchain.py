@@ -1,9 +1,10 @@
-"""Runs in llm-compressor's environment: does the jobs of one JSON file, leaves results on disk for the tests.
+"""Runs in llm-compressor's environment: does the jobs of one JSON file, leaves results on disk for tests.
 
-``python toolchain.py JOBS.json`` with ``{"model": DIR, "make_model": bool, "jobs": [...]}``, each job with its
-``name``, ``action`` and what that takes. Actions: ``quantize`` (ours, to NAME/artifact), ``llmcompressor``
-(llm-compressor alone, to NAME/checkpoint, and the weights its model computes with to NAME/weights.safetensors)
-and those of ``measures``. A job that raises a Fourfold error leaves NAME/error.json.
+``python toolchain.py JOBS.json`` with ``{"model": DIR, "make_model": bool, "jobs": [...]}``, each job with
+its ``name``, ``action`` and what that takes. Actions: ``quantize`` (ours, to NAME/artifact),
+``llmcompressor`` (llm-compressor alone, to NAME/checkpoint, and the weights its model computes with to
+NAME/weights.safetensors), and those of ``measures`` and ``reasons``. A job that raises a Fourfold error
+leaves NAME/error.json.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ from fourfold.reference.options import ReferenceUnfuserOptions
 from fourfold.reference.unfuser import ReferenceUnfuser
 from fourfold_llmcompressor.options import LlmcompressorOptions
 from measures import inputs, output_errors, unfuser, unfuser_dtype, unfuser_nothing
-from small_model import VOCABULARY, make_model
+from reasons import reasons
+from small_model import VOCABULARY, copy_with_zero_expert, make_model
 from theirs import llmcompressor_alone
 
 
@@ -59,9 +61,11 @@ def make_unfuser(name: str) -> Any:
 
 
 def quantize(model: Path, folder: Path, job: dict[str, Any]) -> None:
-    """Our quantizer."""
+    """Our quantizer; with ``zero_expert``, of a copy of the model whose expert 7 of layer 1 is all zero."""
     from fourfold_llmcompressor.quantizer import LlmcompressorQuantizer
 
+    if job.get("zero_expert"):
+        model = copy_with_zero_expert(model, folder / "model")
     source = TensorFolder(model)
     gemma = read_gemma4(source)
     recipe = Recipe.parse(job.get("recipe", {}), where="recipe")
@@ -102,6 +106,7 @@ ACTIONS = {
     "llmcompressor": alone,
     "inputs": with_tokens(inputs),
     "output_errors": with_tokens(output_errors),
+    "reasons": with_tokens(reasons),
     "unfuser": unfuser,
     "unfuser_dtype": unfuser_dtype,
     "unfuser_nothing": unfuser_nothing,

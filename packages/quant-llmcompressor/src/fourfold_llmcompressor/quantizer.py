@@ -72,6 +72,7 @@ class LlmcompressorQuantizer(Quantizer[LlmcompressorOptions]):
             result = harvest(linear)
             _add(artifact, module, result, divisor)
             _require_shared(shared, module, result.encode_scale, divisor)
+            _record_ones(artifact, module, weights=result.encode_scale, inputs=divisor)
             if rare is not None:
                 rare.record(artifact, module)
             if module.name in smoothed and not torch.equal(linear.weight.cpu(), module.read(job.source)):
@@ -144,6 +145,15 @@ def _add(
         encode_scale=result.encode_scale,
         input_encode_scale=divisor,
     )
+
+
+def _record_ones(artifact: ArtifactWriter, module: LinearModule, **divisors: torch.Tensor | None) -> None:
+    """Name the scales of 1 that llm-compressor stores where it saw zeros only."""
+    for what, divisor in divisors.items():
+        if divisor is not None and divisor == 1:
+            artifact.record_fallback(
+                module.name, "scale-one", f"the largest of its {what} is 0 (or 2688, which gives the same)"
+            )
 
 
 def _write_kv_scales(model: nn.Module, job: QuantizeJob, artifact: ArtifactWriter) -> None:
