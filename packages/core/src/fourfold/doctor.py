@@ -47,7 +47,9 @@ def _python() -> Check:
 def _machine() -> Check:
     found = f"{platform.system()} {platform.machine()}"
     ok = platform.system() == "Linux" and platform.machine() in ("x86_64", "aarch64")
-    return Check(subject="system", ok=ok, found=found, mend="" if ok else "the locks are for Linux on x86_64 and aarch64")
+    return Check(
+        subject="system", ok=ok, found=found, mend="" if ok else "the locks are for Linux on x86_64 and aarch64"
+    )
 
 
 def _uv() -> Check:

@@ -41,7 +41,9 @@ def python_of(environment: Environment | None) -> Path | None:
     if root is None:
         return None
     python = root / ".venvs" / environment.name / "bin" / "python"
-    installed = next((root / ".venvs" / environment.name).glob(f"lib/python*/site-packages/{environment.provides}"), None)
+    installed = next(
+        (root / ".venvs" / environment.name).glob(f"lib/python*/site-packages/{environment.provides}"), None
+    )
     return python if python.exists() and installed else None
 
 
@@ -128,7 +130,7 @@ def _records(environments: tuple[Environment, ...]) -> dict[str, list[str]]:
 
 
 def _selection(environment: Environment) -> list[str]:
-    """uv's options that choose a member, its extras, and no development tools."""
+    """Options for uv that choose a member, its extras, and no development tools."""
     extras = [argument for extra in environment.extras for argument in ("--extra", extra)]
     return ["--no-dev", "--package", environment.package, *extras]
 

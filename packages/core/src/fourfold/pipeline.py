@@ -24,7 +24,6 @@ from fourfold.stages.request import QuantizeRequest
 from fourfold.stages.store import StageStore
 from fourfold.verify import VerifyReport, verify_checkpoint
 
-
 T = TypeVar("T")
 
 
@@ -123,9 +122,7 @@ class Pipeline:
             output=Path(),
             recipe=plan.config.recipe,
             unfuser=plan.unfuser,
-            quantizer=Component(
-                name=plan.quantizer.name, options=plan.quantizer_options.model_dump(mode="json")
-            ),
+            quantizer=Component(name=plan.quantizer.name, options=plan.quantizer_options.model_dump(mode="json")),
             batch_size=plan.config.calibration.batch_size,
             device=plan.config.device,
             seed=plan.config.seed,

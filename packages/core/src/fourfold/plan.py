@@ -91,9 +91,7 @@ def plan_quantize(config: QuantizeConfig, registry: Registry) -> QuantizePlan:
     source = TensorFolder(model_path)
     gemma = read_gemma4(source)
     targets = resolve_targets(gemma, config.recipe)
-    needs_tokens = (
-        config.recipe.scheme is Scheme.W4A4 or config.recipe.kv_cache is KVCache.FP8 or options.needs_tokens
-    )
+    needs_tokens = config.recipe.scheme is Scheme.W4A4 or config.recipe.kv_cache is KVCache.FP8 or options.needs_tokens
     if needs_tokens:
         _check_calibration(config.calibration, source)
     return QuantizePlan(

@@ -118,9 +118,7 @@ class Registry:
         expected = QuantizerEntry if role is Role.QUANTIZER else Entry
         for entry in entries:
             if not isinstance(entry, expected):
-                raise PluginError(
-                    f"plugin {plugin!r}: {role.hook} returned {entry!r}, not a {expected.__name__}"
-                )
+                raise PluginError(f"plugin {plugin!r}: {role.hook} returned {entry!r}, not a {expected.__name__}")
             if entry.name in self._entries[role]:
                 raise PluginError(f"plugin {plugin!r}: a {role} named {entry.name!r} is already registered")
             self._entries[role][entry.name] = entry

@@ -99,9 +99,7 @@ class TensorFolder:
         handle = self._handle(file)
         for name in handle.keys():  # noqa: SIM118 - safetensors' handle is no mapping
             if name in self.tensors:
-                raise CheckpointError(
-                    f"{self.path}: tensor {name} stands in both {self.tensors[name].file} and {file}"
-                )
+                raise CheckpointError(f"{self.path}: tensor {name} stands in both {self.tensors[name].file} and {file}")
             piece = handle.get_slice(name)
             self.tensors[name] = TensorEntry(name, piece.get_dtype(), tuple(piece.get_shape()), file)
 

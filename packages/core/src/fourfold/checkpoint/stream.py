@@ -52,6 +52,8 @@ class ShardWriter:
 
         path = self._folder / f"shard-{len(self._shards) + 1:05d}.partial"
         save_file(self._pending, path, metadata={"format": "pt"})
+        # safetensors makes its files private; a checkpoint is as readable as its other files.
+        path.chmod(0o644)
         self._shards.append((path, tuple(self._pending)))
         self._pending, self._pending_bytes = {}, 0
 

@@ -22,13 +22,17 @@ def quantize(
     algorithm: Annotated[str, typer.Option(help="One of the quantizer's algorithms.")] = "max",
     option: Annotated[list[str] | None, typer.Option(help="Further quantizer option, KEY=VALUE.")] = None,
     unfuser_option: Annotated[list[str] | None, typer.Option(help="Unfuser option, KEY=VALUE.")] = None,
-    targets: Annotated[str, typer.Option(help="all-linear, experts-only, attention-bf16, dense-mlp-bf16.")] = "all-linear",
+    targets: Annotated[
+        str, typer.Option(help="all-linear, experts-only, attention-bf16, dense-mlp-bf16.")
+    ] = "all-linear",
     include: Annotated[list[str] | None, typer.Option(help="Pattern of modules to quantize.")] = None,
     exclude: Annotated[list[str] | None, typer.Option(help="Pattern of modules to leave in BF16.")] = None,
     kv_cache: Annotated[str, typer.Option(help="none or fp8.")] = "none",
     rare_experts: Annotated[str, typer.Option(help="layer-max or error.")] = "layer-max",
     min_expert_tokens: Annotated[int, typer.Option(help="Fewer calibration tokens make an expert rare.")] = 1,
-    calibration: Annotated[str | None, typer.Option(help="cnn_dailymail, demo, or a .jsonl, .parquet or .txt file.")] = None,
+    calibration: Annotated[
+        str | None, typer.Option(help="cnn_dailymail, demo, or a .jsonl, .parquet or .txt file.")
+    ] = None,
     field: Annotated[str | None, typer.Option(help="Field of the calibration texts.")] = None,
     chat_template: Annotated[bool, typer.Option(help="Render calibration texts as a user's turn.")] = False,
     samples: Annotated[int | None, typer.Option(help="Calibration rows.")] = None,

@@ -38,7 +38,7 @@ def print_report(report: VerifyReport) -> None:
     for finding in report.findings:
         print(f"{finding.rule} {finding.tensor}: {finding.message}")
         print(f"  found {finding.found}; expected {finding.expected}")
-        print(f"  why it matters: {get_rule(finding.rule).reason}")
+        print(f"  why it matters: {get_rule(finding.rule).why}")
     checks, rules = sum(report.checked.values()), sum(count > 0 for count in report.checked.values())
     if report.ok:
         print(f"verified: {checks:,} checks of {rules} rules, nothing found")

@@ -1,0 +1,1 @@
+"""The roles a plugin can fill, one module each."""

@@ -1,0 +1,1 @@
+"""What is known of the models: names, shapes, what a server fuses."""

@@ -101,7 +101,7 @@ def _rebuild(name: str, message: str) -> errors.FourfoldError:
     kind = getattr(errors, name, errors.StageError)
     if kind is errors.UnknownNameError:
         kind = errors.ConfigError
-    return kind(message)  # type: ignore[no-any-return]
+    return kind(message)
 
 
 def describe_death(code: int, log: Path) -> str:

@@ -50,7 +50,7 @@ def run_quantize(request: QuantizeRequest, registry: Registry, progress: Progres
     writer = ArtifactWriter(request.output, job)
     quantizer.quantize(job, writer, progress)
     progress.begin("kept tensors and hashes", total=None, unit="file")
-    manifest = writer.finish(
+    return writer.finish(
         {
             "source_files": request.source_files,
             "unfuser": {"name": unfuser_entry.name, "options": unfuser_options.model_dump(mode="json")},
@@ -59,7 +59,6 @@ def run_quantize(request: QuantizeRequest, registry: Registry, progress: Progres
             "packages": package_versions(),
         }
     )
-    return manifest
 
 
 def _calibration_record(tokens: TokenSet | None) -> dict[str, object] | None:
