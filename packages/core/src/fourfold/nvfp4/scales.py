@@ -89,7 +89,7 @@ def global_scale_from_amax(
         scale = amax.to(torch.float32) / divisor
     if bool((scale < FLOAT32_MIN_NORMAL).any()):
         raise ValueError(
-            f"amax {amax.min().item():g} gives a zero or subnormal global scale: all but zero; "
+            f"amax {amax.min().item():g} gives a zero or subnormal global scale; "
             "pass a global_scale or the amax of its scale group"
         )
     return scale
