@@ -42,6 +42,7 @@ class QuantizeResult(Config):
     bytes_before: int
     bytes_after: int
     quantized_modules: int
+    calibration_tokens: int
     uncalibrated_experts: tuple[str, ...]
     fallbacks: int
     verified: bool
@@ -156,6 +157,7 @@ class Pipeline:
             bytes_before=self._plan.bytes_before,
             bytes_after=sum(p.stat().st_size for p in self._output.glob("*.safetensors")),
             quantized_modules=len(manifest.quantized_modules),
+            calibration_tokens=manifest.calibration.num_tokens if manifest.calibration else 0,
             uncalibrated_experts=uncalibrated_experts(manifest),
             fallbacks=len(manifest.fallbacks),
             verified=report.ok,

@@ -87,11 +87,13 @@ def _print_result(result: QuantizeResult, report: VerifyReport) -> None:
 
     print(f"{result.output}: {gigabytes(result.bytes_before)} -> {gigabytes(result.bytes_after)}", end="")
     print(f" ({result.factor:.2f} x smaller), {result.quantized_modules:,} modules in NVFP4")
-    if result.uncalibrated_experts:
+    if not result.calibration_tokens:
+        print("weights alone: no calibration tokens were used")
+    elif result.uncalibrated_experts:
         shown = ", ".join(result.uncalibrated_experts[:5])
         print(f"{len(result.uncalibrated_experts)} experts saw no calibration token: {shown}")
     else:
-        print("every expert saw calibration tokens")
+        print(f"every expert saw some of the {result.calibration_tokens:,} calibration tokens")
     rows = [(s.name, f"{s.seconds:.1f}", "reused" if s.reused else "") for s in result.stages]
     print_table("stages", ("stage", "seconds", ""), rows)
     print_report(report)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from fourfold.hookspecs import hookimpl
-from fourfold.plugins import Entry
-from fourfold.reference.options import ReferenceUnfuserOptions
+from fourfold.plugins import Entry, QuantizerEntry
+from fourfold.reference.options import ReferenceQuantizerOptions, ReferenceUnfuserOptions
 
 
 @hookimpl
@@ -17,5 +17,18 @@ def fourfold_register_unfusers() -> Sequence[Entry]:
             summary="per-expert linears that are views of the fused experts; no copy",
             implementation="fourfold.reference.unfuser:ReferenceUnfuser",
             options=ReferenceUnfuserOptions,
+        )
+    ]
+
+
+@hookimpl
+def fourfold_register_quantizers() -> Sequence[QuantizerEntry]:
+    return [
+        QuantizerEntry(
+            name="reference",
+            summary="the built-in codec: weights alone (W4A16), streamed, no model loaded",
+            implementation="fourfold.reference.quantizer:ReferenceQuantizer",
+            options=ReferenceQuantizerOptions,
+            unfusers=("reference",),
         )
     ]
