@@ -1,4 +1,4 @@
-"""Run as a script: a folder of three models, the largest of some 170 MB, ``source`` and its quantizations ``a`` and ``b``."""
+"""Run as a script: three models, the largest of some 170 MB: ``source`` and its quantizations ``a`` and ``b``."""
 
 from __future__ import annotations
 

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+from safetensors.torch import save_file
+
 from fourfold.artifact import Artifact, ArtifactWriter
 from fourfold.checkpoint.index import TensorFolder
 from fourfold.checkpoint.layouts import LAYOUTS
@@ -17,7 +19,6 @@ from fourfold.interfaces.quantizer import QuantizeJob
 from fourfold.models.gemma4 import LinearModule, read_gemma4
 from fourfold.nvfp4 import BlockScalePolicy, NVFP4Weight, encode_scale_from_amax, quantize
 from fourfold.progress import NoProgress
-from safetensors.torch import save_file
 
 LAYERS, EXPERTS, HIDDEN, WIDTH = 2, 4, 64, 32
 PREFIX = "model.language_model.layers"
@@ -120,9 +121,7 @@ def make_artifact(source_path: Path, folder: Path, make: Make) -> Artifact:
     return Artifact(folder)
 
 
-def _add(
-    writer: ArtifactWriter, module: LinearModule, weight: torch.Tensor, shared: torch.Tensor, make: Make
-) -> None:
+def _add(writer: ArtifactWriter, module: LinearModule, weight: torch.Tensor, shared: torch.Tensor, make: Make) -> None:
     amax = shared if make.share and module.name not in make.own_amax else weight.abs().amax()
     amax = (amax * make.amax.get(module.name, 1.0)).to(weight.dtype)
     stored = quantize(weight, global_amax=amax, policy=make.policy)

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
 from fourfold.compare import CompareReport, Level, compare
 from fourfold.progress import NoProgress
 

@@ -3,30 +3,25 @@
 from __future__ import annotations
 
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
 from fourfold.compare.blocks import compare_rows
 from fourfold.compare.report import Cause
 from fourfold.nvfp4 import NVFP4Weight, pack_codes, quantize, unpack_codes
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 
 @settings(max_examples=60, deadline=None)
 @given(seed=st.integers(0, 2**31), factor=st.floats(1.0, 30.0), spread=st.sampled_from([0.1, 1.0, 4.0]))
-def test_two_roundings_of_one_weight_have_no_cause_of_their_own(
-    seed: int, factor: float, spread: float
-) -> None:
+def test_two_roundings_of_one_weight_have_no_cause_of_their_own(seed: int, factor: float, spread: float) -> None:
     generator = torch.Generator().manual_seed(seed)
-    weight = torch.randn(24, 64, generator=generator) * torch.exp(
-        spread * torch.randn(24, 64, generator=generator)
-    )
+    weight = torch.randn(24, 64, generator=generator) * torch.exp(spread * torch.randn(24, 64, generator=generator))
     amax = weight.abs().amax()
     a, b = quantize(weight, global_amax=amax), quantize(weight, global_amax=amax * factor)
     found = compare_rows(a, b)
     # A block so small that one side stores it as zero has a cause: the policy for such blocks.
     assert set(found.causes) <= {Cause.ZERO_BLOCK}
-    assert found.codes_differing == int(
-        (unpack_codes(a.packed_weight) != unpack_codes(b.packed_weight)).sum()
-    )
+    assert found.codes_differing == int((unpack_codes(a.packed_weight) != unpack_codes(b.packed_weight)).sum())
 
 
 @settings(max_examples=60, deadline=None)

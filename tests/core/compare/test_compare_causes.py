@@ -7,12 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
+
 from fourfold.checkpoint.index import TensorFolder
 from fourfold.compare import Cause, CompareReport, Difference, Status
 from fourfold.config import Scheme
 from fourfold.models.gemma4 import read_gemma4
 from fourfold.nvfp4 import BlockScalePolicy, NVFP4Weight, pack_codes, quantize, unpack_codes
-from safetensors.torch import load_file, save_file
 
 from .builders import (
     DOWN,
@@ -249,9 +250,7 @@ def test_kept_tensors(plain: dict[str, Path], tmp_path: Path) -> None:
         return difference
 
     check("value", lambda t: t[ROUTER].mul_(1.5), Cause.VALUE)
-    same = check(
-        "dtype", lambda t: t.update({ROUTER: t[ROUTER].float()}), Cause.DTYPE, status=Status.EQUAL_DECODED
-    )
+    same = check("dtype", lambda t: t.update({ROUTER: t[ROUTER].float()}), Cause.DTYPE, status=Status.EQUAL_DECODED)
     assert same.detail == "BF16 and F32"
     check("both", lambda t: t.update({ROUTER: t[ROUTER].float() * 2}), Cause.DTYPE, Cause.VALUE)
     shape = check("shape", lambda t: t.update({scalar: t[scalar].reshape(1, 1)}), Cause.SHAPE)

@@ -11,10 +11,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors import safe_open
+
 from fourfold.compare import CompareReport, Level, Part, Status, render_html, report_tables, verdict
 from fourfold.errors import CheckpointError, ConfigError
 from fourfold.nvfp4 import BlockScalePolicy
-from safetensors import safe_open
 
 from .builders import DOWN, EXPERTS, GATE, LAYERS
 from .conftest import MakeFolder, run
@@ -60,9 +61,7 @@ class Raw:
 
 @pytest.fixture
 def other(make: MakeFolder) -> Path:
-    return make(
-        "compressed-tensors", policy=BlockScalePolicy.COMPRESSED_TENSORS, edits={GATE: plant_far_code}
-    )
+    return make("compressed-tensors", policy=BlockScalePolicy.COMPRESSED_TENSORS, edits={GATE: plant_far_code})
 
 
 @pytest.mark.parametrize("level", Level)
@@ -171,9 +170,7 @@ def test_refusals(plain: dict[str, Path], source: Path, tmp_path: Path) -> None:
         run(source, source, tolerance=0)
     with pytest.raises(ConfigError, match=r"given: nan"):
         run(source, source, tolerance=math.nan)
-    with pytest.raises(
-        CheckpointError, match=r"modelopt: is quantized; source must be the unquantized model"
-    ):
+    with pytest.raises(CheckpointError, match=r"modelopt: is quantized; source must be the unquantized model"):
         run(source, source, source=plain["modelopt"])
     with pytest.raises(CheckpointError, match=r"nowhere: no weights \(model\.safetensors or"):
         run(source, tmp_path / "nowhere")
@@ -183,9 +180,7 @@ def test_refusals(plain: dict[str, Path], source: Path, tmp_path: Path) -> None:
     packed = f"{DOWN}.weight"
     narrow = lambda t: t.update({packed: t[packed][:, :8].contiguous()})  # noqa: E731
     wrong = edited(plain["modelopt"], tmp_path / "wrong", narrow)
-    with pytest.raises(
-        CheckpointError, match=rf"{DOWN}\.weight_scale is F8_E4M3 \[64, 2\]; .*needs F8_E4M3 \[64, 1\]"
-    ):
+    with pytest.raises(CheckpointError, match=rf"{DOWN}\.weight_scale is F8_E4M3 \[64, 2\]; .*needs F8_E4M3 \[64, 1\]"):
         run(plain["modelopt"], wrong)
     scale = f"{DOWN}.weight_scale_2"
     wide = edited(plain["modelopt"], tmp_path / "wide", lambda t: t.update({scale: t[scale].repeat(2)}))
@@ -229,14 +224,15 @@ class Page(HTMLParser):
 
 def test_page_is_whole_and_loads_nothing(plain: dict[str, Path], other: Path, source: Path) -> None:
     report = run(plain["modelopt"], other, source=source)
-    renamed = report.model_copy(
-        update={"a": report.a.model_copy(update={"name": "<script>alert(1)</script>"})}
-    )
+    renamed = report.model_copy(update={"a": report.a.model_copy(update={"name": "<script>alert(1)</script>"})})
     text = render_html(renamed)
     page = Page()
     page.feed(text)
-    assert page.open == [] and page.links == []
-    assert "script" not in page.tags and "url(" not in text and "@import" not in text
+    assert page.open == []
+    assert page.links == []
+    assert "script" not in page.tags
+    assert "url(" not in text
+    assert "@import" not in text
     assert page.tags.count("svg") == 7
     assert 'name="viewport"' in text
     assert all(cause in text for cause in report.causes)
@@ -246,9 +242,7 @@ def test_tables_for_the_terminal(plain: dict[str, Path], other: Path, source: Pa
     report = run(plain["modelopt"], other, source=source)
     tables = report_tables(report)
     assert all(len(row) == len(table.header) for table in tables for row in table.rows)
-    assert (
-        tables[0].title == verdict(report) == "modelopt and compressed-tensors are not equal at level bytes"
-    )
+    assert tables[0].title == verdict(report) == "modelopt and compressed-tensors are not equal at level bytes"
     assert (str(Status.DIFFERING), f"{report.tensors.differing} of {report.tensors.total}") in [
         (name, value.split(" (")[0]) for name, value in tables[0].rows
     ]

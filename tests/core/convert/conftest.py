@@ -7,10 +7,12 @@ from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 
-import fourfold_llmcompressor.hooks
-import fourfold_modelopt.hooks
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
+
+import fourfold_llmcompressor.hooks
+import fourfold_modelopt.hooks
 from fourfold.artifact import Artifact, ArtifactWriter
 from fourfold.checkpoint.index import TensorFolder
 from fourfold.config import KVCache, Recipe, Scheme
@@ -19,7 +21,6 @@ from fourfold.models.gemma4 import read_gemma4
 from fourfold.nvfp4 import quantize
 from fourfold.plugins import Registry, Role, build_plugin_manager
 from fourfold.progress import NoProgress
-from safetensors.torch import load_file, save_file
 
 BASE = "model.language_model.layers.0"
 DOWN = f"{BASE}.experts.2.down_proj"
@@ -87,9 +88,7 @@ def artifacts(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Callabl
 def _make_artifact(source: Path, path: Path, recipe: Recipe) -> Artifact:
     folder = TensorFolder(source)
     gemma = read_gemma4(folder)
-    targets = tuple(
-        m for m in gemma.linears.values() if recipe.targets == "all-linear" or m.expert is not None
-    )
+    targets = tuple(m for m in gemma.linears.values() if recipe.targets == "all-linear" or m.expert is not None)
     job = QuantizeJob(
         model_path=source, source=folder, gemma=gemma, targets=targets, recipe=recipe, tokens=None, batch_size=1,
         unfuser_name="reference", unfuser=None, device="cpu", seed=0,  # type: ignore[arg-type]

@@ -54,10 +54,7 @@ def _one_amax(in_float32: Scale, in_own_type: Scale) -> bool:
             scale = global_scale_from_amax(amax)
         except ValueError:
             continue
-        if (
-            scale.item() == in_float32.multiplier
-            and encode_scale_from_amax(amax).item() == in_own_type.divisor
-        ):
+        if scale.item() == in_float32.multiplier and encode_scale_from_amax(amax).item() == in_own_type.divisor:
             return True
     return False
 

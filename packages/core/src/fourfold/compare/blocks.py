@@ -92,18 +92,14 @@ def compare_rows(a: NVFP4Weight, b: NVFP4Weight) -> BlockComparison:
 
 def _differing_blocks(a: NVFP4Weight, b: NVFP4Weight) -> tuple[NVFP4Weight, NVFP4Weight] | None:
     """The blocks [N, 16] of which a byte differs, None where none does; causes are sought in these alone."""
-    packed_a, packed_b = (
-        w.packed_weight.reshape(*w.block_scale.shape, BLOCK_SIZE // CODES_PER_BYTE) for w in (a, b)
-    )
+    packed_a, packed_b = (w.packed_weight.reshape(*w.block_scale.shape, BLOCK_SIZE // CODES_PER_BYTE) for w in (a, b))
     bytes_a, bytes_b = (w.block_scale.view(torch.uint8) for w in (a, b))
     chosen = (packed_a != packed_b).any(-1) | (bytes_a != bytes_b)
     if not bool(chosen.any()):
         return None
 
     def choose(packed: torch.Tensor, scale: torch.Tensor, global_scale: torch.Tensor) -> NVFP4Weight:
-        return NVFP4Weight(
-            packed[chosen], scale[chosen].unsqueeze(-1).view(torch.float8_e4m3fn), global_scale
-        )
+        return NVFP4Weight(packed[chosen], scale[chosen].unsqueeze(-1).view(torch.float8_e4m3fn), global_scale)
 
     return choose(packed_a, bytes_a, a.global_scale), choose(packed_b, bytes_b, b.global_scale)
 
@@ -158,9 +154,7 @@ def _code_causes(
     }
 
 
-def _meet(
-    low_a: torch.Tensor, high_a: torch.Tensor, low_b: torch.Tensor, high_b: torch.Tensor
-) -> torch.Tensor:
+def _meet(low_a: torch.Tensor, high_a: torch.Tensor, low_b: torch.Tensor, high_b: torch.Tensor) -> torch.Tensor:
     return (low_a <= high_b + _SLACK * high_b.abs()) & (low_b <= high_a + _SLACK * high_a.abs())
 
 

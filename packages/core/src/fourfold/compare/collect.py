@@ -89,10 +89,7 @@ class Collector:
             equal=equal,
             tensors=counts,
             parts={name: _part_counts(part) for name, part in self._parts.items() if part},
-            causes={
-                str(cause): count
-                for cause, count in sorted(causes.items(), key=lambda item: (-item[1], item[0]))
-            },
+            causes={str(cause): count for cause, count in sorted(causes.items(), key=lambda item: (-item[1], item[0]))},
             by_layer=self._layer_rows(),
             by_role=tuple(self._row(key, self._by_role[key]) for key in sorted(self._by_role)),
             histograms=self.distributions.histograms(),
@@ -141,12 +138,8 @@ class Collector:
         rules_a = most_common((a for _, a, _, _ in self._rules), self._a.info().layout)
         rules_b = most_common((b for _, _, b, _ in self._rules), self._b.info().layout)
         differ = [status is not Status.EQUAL_BYTES for *_, status in self._rules]
-        explained = sum(
-            d and a is not None and b is not None for d, a, b in zip(differ, rules_a, rules_b, strict=True)
-        )
-        rules = Rules(
-            a=_count_rules(rules_a), b=_count_rules(rules_b), differing=sum(differ), explained=explained
-        )
+        explained = sum(d and a is not None and b is not None for d, a, b in zip(differ, rules_a, rules_b, strict=True))
+        rules = Rules(a=_count_rules(rules_a), b=_count_rules(rules_b), differing=sum(differ), explained=explained)
         names = {name: (a, b) for (name, *_), a, b in zip(self._rules, rules_a, rules_b, strict=True)}
         return rules, names
 

@@ -60,9 +60,7 @@ def compare(
     side_a, side_b = Side(Path(a)), Side(Path(b))
     source_side = None if source is None else Side(Path(source))
     if source_side is not None and source_side.quantized:
-        raise CheckpointError(
-            f"{source}: is quantized; source must be the unquantized model that both came from"
-        )
+        raise CheckpointError(f"{source}: is quantized; source must be the unquantized model that both came from")
     collector = Collector(side_a, side_b, source_side, level, tolerance)
     linears = LinearComparison(side_a, side_b, source_side, collector.distributions)
     rules = None if source_side is None else SourceRules(source_side)

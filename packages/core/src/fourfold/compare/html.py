@@ -64,8 +64,11 @@ def _table(table: Table, *, heading: bool = False) -> str:
     lines = [f"<h2>{escape(table.title)}</h2>"] if heading else []
     lines.append('<div class="scroll"><table>')
     if any(table.header):
-        lines.append("<tr>" + "".join(f"<th>{escape(cell)}</th>" for cell in table.header) + "</tr>")
-    for row in table.rows:
-        lines.append("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>")
+        lines.append(_row(table.header, "th"))
+    lines += [_row(row, "td") for row in table.rows]
     lines.append("</table></div>")
     return "\n".join(lines)
+
+
+def _row(cells: tuple[str, ...], tag: str) -> str:
+    return "<tr>" + "".join(f"<{tag}>{escape(cell)}</{tag}>" for cell in cells) + "</tr>"

@@ -93,9 +93,7 @@ def _weight_detail(scales: str, sums: WeightSums, causes: Counter[Cause]) -> str
         ("codes", sums.codes_differing, sums.num_codes, own_codes),
     ):
         if differing:
-            parts.append(
-                f"{differing} of {total} {what} differ, {differing - own} of them as the scales make them"
-            )
+            parts.append(f"{differing} of {total} {what} differ, {differing - own} of them as the scales make them")
     return "; ".join(parts)
 
 

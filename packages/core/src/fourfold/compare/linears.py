@@ -1,4 +1,4 @@
-"""One linear of both sides, by rows: sums, distributions, causes. Memory is bounded by :data:`fourfold.compare.sides.CHUNK_VALUES`."""
+"""One linear of both sides, some rows at a time: sums, distributions, causes."""
 
 from __future__ import annotations
 
@@ -70,9 +70,7 @@ class LinearComparison:
         self._distributions.add_steps(found.code_steps, found.block_scale_steps)
         return a.dequantize(), b.dequantize()
 
-    def _compare_plain(
-        self, module: str, rows: slice, result: LinearResult
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def _compare_plain(self, module: str, rows: slice, result: LinearResult) -> tuple[torch.Tensor, torch.Tensor]:
         if module in self._a.quantized or module in self._b.quantized:
             result.same_bytes = result.same_dtype = False
         else:
@@ -114,9 +112,7 @@ def same_bytes(a: torch.Tensor, b: torch.Tensor) -> bool:
     """Whether two tensors of one shape hold the same bytes in the same type."""
     if a.dtype != b.dtype:
         return False
-    return torch.equal(
-        a.contiguous().reshape(-1).view(torch.uint8), b.contiguous().reshape(-1).view(torch.uint8)
-    )
+    return torch.equal(a.contiguous().reshape(-1).view(torch.uint8), b.contiguous().reshape(-1).view(torch.uint8))
 
 
 def _square_sum(values: torch.Tensor) -> float:

@@ -111,15 +111,11 @@ class SourceRules:
         dtype = self.source.plain_rows(module, slice(0, 1)).dtype
         whose = {shared: ["amax of the scale group"]}
         whose.setdefault(own, []).append("own amax")
-        return _fitting(whose, dtype, a.global_scales[module]), _fitting(
-            whose, dtype, b.global_scales[module]
-        )
+        return _fitting(whose, dtype, a.global_scales[module]), _fitting(whose, dtype, b.global_scales[module])
 
     def _read_amax(self, module: str) -> float:
         if module not in self._amax:
-            parts = [
-                self.source.plain_rows(module, rows).abs().amax() for rows in self.source.row_chunks(module)
-            ]
+            parts = [self.source.plain_rows(module, rows).abs().amax() for rows in self.source.row_chunks(module)]
             self._amax[module] = torch.stack(parts).amax().item()
         return self._amax[module]
 
@@ -153,6 +149,5 @@ def most_common(found: Iterable[frozenset[str]], prefer: str) -> list[str | None
     listed = list(found)
     popularity = Counter(name for names in listed for name in names)
     return [
-        min(names, key=lambda n: (-popularity[n], not n.startswith(prefer), n)) if names else None
-        for names in listed
+        min(names, key=lambda n: (-popularity[n], not n.startswith(prefer), n)) if names else None for names in listed
     ]

@@ -49,7 +49,7 @@ class Scale:
     stored: frozenset[Direction]
 
     def same_as(self, other: Scale) -> bool:
-        """Whether both are stored alike: equal in the direction both hold, or in either where they hold none in common."""
+        """Whether both are stored alike: equal in every direction both hold; in either, where they share none."""
         pairs = {
             Direction.MULTIPLIER: self.multiplier == other.multiplier,
             Direction.DIVISOR: self.divisor == other.divisor,

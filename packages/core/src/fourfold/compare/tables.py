@@ -66,8 +66,7 @@ def _causes(report: CompareReport) -> Table:
 
 def _parts(report: CompareReport) -> Table:
     rows = tuple(
-        (name, _share(p.equal, p.tensors), _share(p.differing_elements, p.elements))
-        for name, p in report.parts.items()
+        (name, _share(p.equal, p.tensors), _share(p.differing_elements, p.elements)) for name, p in report.parts.items()
     )
     return Table("stored parts", ("part", "tensors equal to the byte", "values that differ"), rows)
 
@@ -84,9 +83,7 @@ def _rules(report: CompareReport) -> Table:
             _share(report.rules.explained, report.rules.differing),
         )
     )
-    return Table(
-        "what gives the weights' bytes back from the source", ("side", "rule", "weights"), tuple(rows)
-    )
+    return Table("what gives the weights' bytes back from the source", ("side", "rule", "weights"), tuple(rows))
 
 
 def _rows(title: str, rows: Iterable[TableRow], *, with_source: bool) -> Table:
@@ -112,10 +109,7 @@ def _rows(title: str, rows: Iterable[TableRow], *, with_source: bool) -> Table:
 
 def _differences(report: CompareReport) -> Table:
     # A cause that few tensors show says more than one that all show.
-    rarity = {name: count for name, count in report.causes.items()}
-    listed = sorted(report.differences, key=lambda d: (min(rarity[c] for c in d.causes), d.tensor))[
-        :NUM_LISTED
-    ]
+    listed = sorted(report.differences, key=lambda d: (min(report.causes[c] for c in d.causes), d.tensor))[:NUM_LISTED]
     title = f"differing tensors, rare causes first ({len(listed)} of {len(report.differences)})"
     rows = tuple((d.tensor, str(d.status), ", ".join(d.causes), d.detail or NONE) for d in listed)
     return Table(title, ("tensor", "status", "causes", "detail"), rows)

@@ -80,12 +80,8 @@ class RowSums:
             codes_differing_percent=_percent(sums.codes_differing, sums.num_codes),
             block_scales_differing_percent=_percent(sums.block_scales_differing, sums.num_block_scales),
             relative_difference=_ratio(sums.difference, sums.norm) if sums.norm else None,
-            relative_error_a=_ratio(sums.error_a, sums.source_norm)
-            if with_source and sums.source_norm
-            else None,
-            relative_error_b=_ratio(sums.error_b, sums.source_norm)
-            if with_source and sums.source_norm
-            else None,
+            relative_error_a=_ratio(sums.error_a, sums.source_norm) if with_source and sums.source_norm else None,
+            relative_error_b=_ratio(sums.error_b, sums.source_norm) if with_source and sums.source_norm else None,
         )
 
 
@@ -104,19 +100,15 @@ class Distributions:
     _count: int = 0
 
     def add_decoded(self, a: torch.Tensor, b: torch.Tensor) -> tuple[torch.Tensor, int] | None:
-        """Sort the differences of two decoded weights [R, K] into bins; returns the largest and its flat block index."""
+        """Sort differences of decoded weights [R, K] into bins; the largest and its flat block index, if any differ."""
         size = BLOCK_SIZE if a.shape[-1] % BLOCK_SIZE == 0 else a.shape[-1]
         blocks_a, blocks_b = (w.reshape(w.shape[0], -1, size) for w in (a, b))
         difference = (blocks_a - blocks_b).abs()
         largest = torch.maximum(blocks_a.abs(), blocks_b.abs()).amax(-1, keepdim=True)
         # A block of zeros in both is equal; NaN is as far off as can be.
-        relative = torch.where(difference == 0, 0.0, difference / largest).nan_to_num(
-            torch.inf, posinf=torch.inf
-        )
+        relative = torch.where(difference == 0, 0.0, difference / largest).nan_to_num(torch.inf, posinf=torch.inf)
         edges = torch.tensor((0.0, *RELATIVE_BINS))
-        counts = torch.bincount(
-            torch.bucketize(relative.flatten(), edges), minlength=len(self.relative)
-        ).tolist()
+        counts = torch.bincount(torch.bucketize(relative.flatten(), edges), minlength=len(self.relative)).tolist()
         self.relative = [x + y for x, y in zip(self.relative, counts, strict=True)]
         per_block = difference.amax(-1).nan_to_num(torch.inf, posinf=torch.inf).flatten()
         index = int(per_block.argmax())
@@ -125,9 +117,7 @@ class Distributions:
     def add_steps(self, code_steps: list[int], block_scale_steps: list[int]) -> None:
         """Count distances on the code grid and on the E4M3 grid."""
         self.code_steps = [x + y for x, y in zip(self.code_steps, code_steps, strict=True)]
-        self.block_scale_steps = [
-            x + y for x, y in zip(self.block_scale_steps, block_scale_steps, strict=True)
-        ]
+        self.block_scale_steps = [x + y for x, y in zip(self.block_scale_steps, block_scale_steps, strict=True)]
 
     def offer_worst(self, block: WorstBlock) -> None:
         """Keep the block if it is among the worst."""

@@ -53,17 +53,13 @@ def convert_checkpoint(
     view = CheckpointView(Path(path))
     source = view.folder
     if source.layout is CANONICAL:
-        raise CheckpointError(
-            f"{path}: is an artifact, not a checkpoint; fourfold export writes it in a layout"
-        )
+        raise CheckpointError(f"{path}: is an artifact, not a checkpoint; fourfold export writes it in a layout")
     if source.layout.name == layout:
         raise ConfigError(f"{path}: has layout {layout} already; there is nothing to convert")
     _refuse_strangers(source)
     inexact, num_scales = _check_scales(source, turned=source.layout.reciprocal != target.reciprocal)
     require_free(destination)
-    require_space(
-        destination, sum(e.nbytes for e in source if e.name.rpartition(".")[2] not in ENCODE_SCALES.values())
-    )
+    require_space(destination, sum(e.nbytes for e in source if e.name.rpartition(".")[2] not in ENCODE_SCALES.values()))
     exporter = registry.load(Role.EXPORTER, layout)(entry.options())
     with atomic_folder(destination) as partial:
         exporter.export(view, partial, progress)
@@ -95,9 +91,7 @@ def _refuse_strangers(source: CanonicalFolder) -> None:
                 "only NVFP4 and unquantized tensors can be converted"
             )
         if leaf in _SCALE_SUFFIXES or (module in modules and leaf != "bias"):
-            raise CheckpointError(
-                f"{source.path}: {name} has no place in another layout; it cannot be converted"
-            )
+            raise CheckpointError(f"{source.path}: {name} has no place in another layout; it cannot be converted")
 
 
 def _check_scales(source: CanonicalFolder, *, turned: bool) -> tuple[tuple[InexactScale, ...], int]:
@@ -130,9 +124,7 @@ def _check_scales(source: CanonicalFolder, *, turned: bool) -> tuple[tuple[Inexa
 def _check_scale(source: CanonicalFolder, name: str, value: float) -> None:
     if math.isfinite(value) and value > 0 and _FLOAT32_MIN_NORMAL <= value <= 1 / _FLOAT32_MIN_NORMAL:
         return
-    what = (
-        "denormal, or its reciprocal is" if math.isfinite(value) and value > 0 else "not positive and finite"
-    )
+    what = "denormal, or its reciprocal is" if math.isfinite(value) and value > 0 else "not positive and finite"
     raise CheckpointError(
         f"{source.path}: {source.stored_name(name)} is {value:g}: {what}; quantize or calibrate this module again"
     )
@@ -171,9 +163,6 @@ def _left_behind(source: Path, destination: Path) -> tuple[str, ...]:
         sorted(
             p.name
             for p in source.iterdir()
-            if p.is_file()
-            and p.name not in present
-            and not is_side_file(p.name)
-            and ".safetensors" not in p.name
+            if p.is_file() and p.name not in present and not is_side_file(p.name) and ".safetensors" not in p.name
         )
     )

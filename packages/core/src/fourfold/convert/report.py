@@ -23,7 +23,7 @@ class InexactScale(Config):
 
 
 class ConvertReport(Config):
-    """The result of :func:`fourfold.convert.convert_checkpoint`. ``num_scales`` counts those turned into reciprocals."""
+    """The result of :func:`fourfold.convert.convert_checkpoint`. ``num_scales`` counts reciprocals taken."""
 
     schema_version: Literal[1] = SCHEMA_VERSION
     source_layout: str

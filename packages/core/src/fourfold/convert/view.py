@@ -78,9 +78,7 @@ class CheckpointView(Artifact):
     def _derive_manifest(self) -> Manifest:
         folder = self.folder
         owned = (*CANONICAL.kv_scales,)
-        kept = [
-            e.name for e in folder if not folder.is_part(e.name) and e.name.rpartition(".")[2] not in owned
-        ]
+        kept = [e.name for e in folder if not folder.is_part(e.name) and e.name.rpartition(".")[2] not in owned]
         producer = self._producer()
         return Manifest(
             kind="checkpoint",
