@@ -56,24 +56,37 @@ class QuantizeResult(Config):
 
 
 class Pipeline:
-    """Runs one plan. ``stages`` keeps finished stages for other runs; without it they go when the run has ended well."""
+    """Runs one plan. ``stages`` keeps finished stages for other runs; without it they go when the run has ended well.
+
+    ``source_files`` are the model's hashes where the caller has them already; the model is then not read for them.
+    """
 
     def __init__(
-        self, plan: QuantizePlan, registry: Registry, progress: Progress, *, output: Path, stages: Path | None = None
+        self,
+        plan: QuantizePlan,
+        registry: Registry,
+        progress: Progress,
+        *,
+        output: Path,
+        stages: Path | None = None,
+        source_files: dict[str, str] | None = None,
     ) -> None:
         self._plan, self._registry, self._progress = plan, registry, progress
         self._output = output
         self._keep = stages is not None
         self._store = StageStore(stages or output.with_name(f".{output.name}.stages"))
+        self._source_files = source_files
         self._times: list[StageTime] = []
+        #: The artifact the checkpoint was written from, once there is one.
+        self.artifact_path: Path | None = None
 
     def run(self) -> tuple[QuantizeResult, VerifyReport]:
         """All stages; the verifier's report comes with the result, and its findings are the caller's to judge."""
         require_output(self._plan, self._output)
-        self._progress.begin("source hashes", total=None, unit="file")
-        source_files = sha256_files(self._plan.model_path, skip=("README.md", "manifest.json"))
+        source_files = self._source_files or hash_source(self._plan.model_path, self._progress)
         tokens = self._tokens(source_files) if self._plan.needs_tokens else None
-        artifact = Artifact(self._quantize(source_files, tokens))
+        self.artifact_path = self._quantize(source_files, tokens)
+        artifact = Artifact(self.artifact_path)
         self._export(artifact)
         report = self._timed("verify", self._verify)
         result = self._result(artifact.manifest, report)
@@ -164,6 +177,12 @@ class Pipeline:
             findings=len(report.findings),
             stages=tuple(self._times),
         )
+
+
+def hash_source(model_path: Path, progress: Progress) -> dict[str, str]:
+    """Digests of the model's files, by name; a model card decides nothing."""
+    progress.begin("source hashes", total=None, unit="file")
+    return sha256_files(model_path, skip=("README.md", "manifest.json"))
 
 
 def write_checkpoint_manifest(artifact: Artifact, layout: str, folder: Path) -> None:

@@ -81,10 +81,8 @@ def plan_quantize(config: QuantizeConfig, registry: Registry) -> QuantizePlan:
     """
     registry.get(Role.EXPORTER, config.layout)
     entry = registry.quantizer(config.quantizer.name)
-    options = entry.options.parse(config.quantizer.options, where="quantizer")
-    assert isinstance(options, QuantizerOptions)  # the entry's contract, checked by the conformance suite
-    unfuser = _plan_unfuser(config, entry, registry)
-    options.check(config.recipe, config.device)
+    options = plan_quantizer(config, entry)
+    unfuser = plan_unfuser(config, entry, registry)
     options.check_unfuser(unfuser.name)
     require_device(config.device)
     model_path = resolve_model(config.model)
@@ -107,7 +105,16 @@ def plan_quantize(config: QuantizeConfig, registry: Registry) -> QuantizePlan:
     )
 
 
-def _plan_unfuser(config: QuantizeConfig, entry: QuantizerEntry, registry: Registry) -> Component:
+def plan_quantizer(config: QuantizeConfig, entry: QuantizerEntry) -> QuantizerOptions:
+    """The quantizer's options, parsed, and its own refusals heard; needs neither model nor toolchain."""
+    options = entry.options.parse(config.quantizer.options, where="quantizer")
+    assert isinstance(options, QuantizerOptions)  # the entry's contract, checked by the conformance suite
+    options.check(config.recipe, config.device)
+    return options
+
+
+def plan_unfuser(config: QuantizeConfig, entry: QuantizerEntry, registry: Registry) -> Component:
+    """The unfuser with its options in full, if the quantizer can work behind it; by default its first choice."""
     unfuser = config.unfuser or Component(name=entry.unfusers[0])
     unfuser_entry = registry.get(Role.UNFUSER, unfuser.name)
     if unfuser.name not in entry.unfusers:
