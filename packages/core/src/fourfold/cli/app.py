@@ -12,6 +12,7 @@ from fourfold.cli.guard import guarded
 from fourfold.cli.inspect import inspect
 from fourfold.cli.quantize import quantize
 from fourfold.cli.setup import setup
+from fourfold.cli.study import study
 from fourfold.cli.verify import verify
 
 app = typer.Typer(
@@ -23,6 +24,7 @@ app = typer.Typer(
 )
 for command in (setup, doctor, backends, inspect, quantize, verify, compare, convert):
     app.command(name=command.__name__)(guarded(command))
+app.add_typer(study)
 
 
 def main() -> None:

@@ -1,0 +1,59 @@
+"""``fourfold study run`` and ``fourfold study validate``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fourfold.cli.guard import guarded
+
+
+def run(
+    study: Annotated[Path, typer.Argument(help="A study file.")],
+    output: Annotated[Path, typer.Option(help="Folder of the study; empty, absent, or of an earlier run of it.")],
+    json: Annotated[bool, typer.Option("--json", help="Machine-readable output.")] = False,
+) -> int:
+    """Run every cell of a study and end with one table; a finished cell or stage is not run again."""
+    from fourfold.cli.console import print_json, print_table, progress_bar
+    from fourfold.plugins import Registry, build_plugin_manager
+    from fourfold.study import load_study, plan_study, run_study, study_tables
+
+    registry = Registry(build_plugin_manager())
+    plan = plan_study(load_study(study), registry)
+    with progress_bar(quiet=json) as progress:
+        results = run_study(plan, registry, output, progress)
+    if json:
+        print_json(results)
+    else:
+        for table in study_tables(results):
+            print_table(table.title, table.header, table.rows)
+    return 0 if results.ok else 1
+
+
+def validate(studies: Annotated[list[Path], typer.Argument(help="Study files.")]) -> int:
+    """Check every name and option of every cell; reads no model and starts nothing."""
+    from fourfold.errors import ConfigError
+    from fourfold.plugins import Registry, build_plugin_manager
+    from fourfold.study import check_study, load_study
+
+    registry = Registry(build_plugin_manager())
+    wrong = []
+    for path in studies:
+        try:
+            cells = check_study(load_study(path), registry)
+        except ConfigError as error:
+            wrong.append(str(error))
+        else:
+            print(f"{path}: {len(cells)} cells")
+            for cell in cells:
+                print(f"  {cell.name}")
+    if wrong:
+        raise ConfigError("\n".join(wrong))
+    return 0
+
+
+study = typer.Typer(name="study", help="Many runs as one: planned, run, compared.", no_args_is_help=True)
+for command in (run, validate):
+    study.command(name=command.__name__)(guarded(command))
