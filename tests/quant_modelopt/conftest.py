@@ -12,9 +12,10 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
+
 from fourfold.artifact import Artifact
 from fourfold.checkpoint.index import TensorFolder
-from safetensors.torch import load_file
 
 from .jobs import FIRST_RUN, SECOND_RUN
 
@@ -44,6 +45,10 @@ class Result:
     @cached_property
     def inputs(self) -> dict[str, torch.Tensor]:
         return load_file(self.folder / "inputs.safetensors")
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        return json.loads((self.folder / "facts.json").read_text())
 
     @property
     def error(self) -> dict[str, str]:

@@ -13,9 +13,7 @@ ATTENTION_OUT = "model.language_model.layers.0.self_attn.o_proj"
 DENSE_DOWN = "model.language_model.layers.0.mlp.down_proj"
 
 
-def _ours(
-    name: str, unfuser: str = "reference", tokens: tuple[int, int] | None = ENOUGH, **job: Any
-) -> dict[str, Any]:
+def _ours(name: str, unfuser: str = "reference", tokens: tuple[int, int] | None = ENOUGH, **job: Any) -> dict[str, Any]:
     return {"name": name, "action": "quantize", "unfuser": unfuser, "tokens": tokens, **job}
 
 
@@ -73,6 +71,14 @@ FIRST_RUN = [
     _ours("local-hessian-few", tokens=TOO_FEW, options={"algorithm": "local-hessian"}),
     _ours("threshold", recipe={"min_expert_tokens": 100}),
     _ours("one-expert-bf16", recipe={"exclude": ["*.layers.0.experts.3.*"]}),
+    {"name": "skipped", "action": "skipped", "tokens": ENOUGH},
+    {
+        "name": "storage",
+        "action": "storage",
+        "unfuser": "reference",
+        "tokens": ENOUGH,
+        "options": {"algorithm": "gptq"},
+    },
     {
         "name": "bf16",
         "action": "inputs",
@@ -90,6 +96,7 @@ SECOND_RUN = [
     _ours("half-a-pair", "modelopt", recipe={"exclude": ["*.experts.3.up_proj"]}),
     _ours("no-cuda", device="cuda"),
     _ours("no-tokens", tokens=None, recipe={"scheme": "W4A16", "kv_cache": "fp8"}),
+    {"name": "search-nothing", "action": "search-nothing"},
     _ours("zero-expert", zero=("model.language_model.layers.0.experts.gate_up_proj", 1)),
     _ours("no-hessian-tokens", tokens=None, recipe={"scheme": "W4A16"}, options={"algorithm": "gptq"}),
 ]

@@ -71,8 +71,7 @@ def test_layer_max_is_the_largest_of_the_covered_experts(runs: Runs) -> None:
     artifact = runs["reference-few"].artifact
     counts = artifact.manifest.expert_token_counts["model.language_model.layers.0.experts"]
     scales = [
-        artifact.input_global_scale(f"model.language_model.layers.0.experts.{e}.down_proj")
-        for e in range(len(counts))
+        artifact.input_global_scale(f"model.language_model.layers.0.experts.{e}.down_proj") for e in range(len(counts))
     ]
     covered = max(s for s, count in zip(scales, counts, strict=True) if count and s is not None)
     assert all(s == covered for s, count in zip(scales, counts, strict=True) if not count)

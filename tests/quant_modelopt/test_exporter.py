@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+
 from fourfold.artifact import Artifact
 from fourfold.config import Options
 from fourfold.manifest import sha256_files
@@ -60,7 +61,4 @@ def test_another_quantizers_artifact_is_not_called_modelopts(runs: Runs, tmp_pat
     ModelOptExporter(Options()).export(artifact, tmp_path, NoProgress())
     written = json.loads((tmp_path / "hf_quant_config.json").read_text())
     assert written["producer"] == {"name": "fourfold", "version": "0.1.0"}
-    assert (
-        json.loads((tmp_path / "config.json").read_text())["quantization_config"]["quant_method"]
-        == "modelopt"
-    )
+    assert json.loads((tmp_path / "config.json").read_text())["quantization_config"]["quant_method"] == "modelopt"

@@ -8,6 +8,7 @@ import subprocess
 import sys
 
 import pytest
+
 from fourfold.errors import MissingEnvironmentError
 from fourfold.interfaces.exporter import Exporter
 from fourfold.interfaces.unfuser import Unfuser
@@ -42,11 +43,12 @@ def test_unfuser_and_exporter_load_without_the_toolchain(registry: Registry) -> 
 
 @pytest.mark.skipif(importlib.util.find_spec("modelopt") is not None, reason="ModelOpt is installed here")
 def test_quantizer_says_how_to_get_its_toolchain(registry: Registry) -> None:
-    with pytest.raises(MissingEnvironmentError, match="needs modelopt.*uv run fourfold setup modelopt"):
+    with pytest.raises(MissingEnvironmentError, match=r"needs modelopt.*uv run fourfold setup modelopt"):
         registry.load(Role.QUANTIZER, "modelopt")
 
 
 def test_registering_imports_nothing_heavy() -> None:
-    code = "import sys, fourfold_modelopt.hooks; print([m for m in ('torch', 'transformers', 'modelopt') if m in sys.modules])"
+    heavy = "{'torch', 'transformers', 'modelopt'}"
+    code = f"import sys, fourfold_modelopt.hooks; print(sorted({heavy} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

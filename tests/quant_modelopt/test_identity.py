@@ -6,6 +6,7 @@ import json
 
 import pytest
 import torch
+
 from fourfold.checkpoint.layouts import MODELOPT
 
 from .conftest import Result, Runs

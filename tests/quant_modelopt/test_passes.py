@@ -7,18 +7,17 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
+
 from fourfold.calibration import CalibrationSpec, TokenSet, TokenSetRecord
 from fourfold.errors import QuantizationError
 from fourfold_modelopt.passes import CalibrationPasses
-from torch import nn
 
 NUM_EXPERTS = 4
 
 
 class Experts(nn.Module):
-    def forward(
-        self, hidden: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor
-    ) -> torch.Tensor:
+    def forward(self, hidden: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor) -> torch.Tensor:
         return hidden
 
 
@@ -63,9 +62,7 @@ def job() -> Any:
     record = TokenSetRecord(
         spec=spec, num_texts=3, num_tokens=10, texts_sha256="", tokenizer_sha256="", tokens_sha256=""
     )
-    gemma = SimpleNamespace(
-        num_experts=NUM_EXPERTS, num_layers=1, experts_module=lambda layer: "layer.experts"
-    )
+    gemma = SimpleNamespace(num_experts=NUM_EXPERTS, num_layers=1, experts_module=lambda layer: "layer.experts")
     tokens = TokenSet(rows, torch.tensor([4, 4, 2], dtype=torch.int32), record)
     return SimpleNamespace(tokens=tokens, gemma=gemma, batch_size=2)
 

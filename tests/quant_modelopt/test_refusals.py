@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import nn
+
 from fourfold.config import Options, Recipe
 from fourfold.errors import ConfigError, DeviceError, ModelError
 from fourfold_modelopt.loading import require_device
 from fourfold_modelopt.options import ModelOptOptions
 from fourfold_modelopt.unfuser import ModelOptUnfuser
-from torch import nn
 
 from .conftest import Runs
 
@@ -32,18 +33,23 @@ def test_algorithms_no_server_can_load(algorithm: str, reason: str) -> None:
 def test_headroom_without_activations() -> None:
     options = ModelOptOptions(algorithm="act-headroom", headroom_weights="mse")
     options.check(W4A4, "cpu")
-    with pytest.raises(
-        ConfigError, match="input scales, which scheme W4A16 does not have; use algorithm mse"
-    ):
+    with pytest.raises(ConfigError, match="input scales, which scheme W4A16 does not have; use algorithm mse"):
         options.check(W4A16, "cpu")
 
 
-@pytest.mark.parametrize("algorithm", ["gptq", "local-hessian", "awq-clip"])
-def test_per_expert_inputs_behind_the_fused_wrapper(algorithm: str) -> None:
+@pytest.mark.parametrize(
+    ("algorithm", "reason"),
+    [
+        ("gptq", "stay at plain max"),
+        ("awq-clip", "stay at plain max"),
+        ("local-hessian", "one input quantizer"),
+    ],
+)
+def test_per_expert_inputs_behind_the_fused_wrapper(algorithm: str, reason: str) -> None:
     options = ModelOptOptions.parse({"algorithm": algorithm}, where="quantizer")
     options.check_unfuser("reference")
     with pytest.raises(
-        ConfigError, match=f"{algorithm} needs every expert's own inputs.*--unfuser reference"
+        ConfigError, match=f"{algorithm} needs every expert's own inputs: .*{reason}.*--unfuser reference"
     ):
         options.check_unfuser("modelopt")
 
@@ -114,6 +120,11 @@ def test_too_few_cuda_devices(monkeypatch: pytest.MonkeyPatch) -> None:
             "no-hessian-tokens",
             "ConfigError",
             "algorithm gptq needs calibration tokens, and this job has none",
+        ),
+        (
+            "search-nothing",
+            "QuantizationError",
+            "mse: no weight was searched, so the result would be plain max",
         ),
         ("zero-expert", "QuantizationError", "layers.0.experts.1.gate_proj: global scale 0"),
     ],

@@ -13,9 +13,13 @@ import json
 import shutil
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
 from fourfold.artifact import Artifact, ArtifactWriter
 from fourfold.calibration import CalibrationSpec, TokenSet, TokenSetRecord
 from fourfold.calibration.tokens import tokens_sha256
@@ -30,8 +34,6 @@ from fourfold.reference.options import ReferenceUnfuserOptions
 from fourfold.reference.unfuser import ReferenceUnfuser
 from fourfold_modelopt.options import ModelOptOptions
 from fourfold_modelopt.unfuser import ModelOptUnfuser
-from safetensors.torch import load_file, save_file
-from torch import nn
 
 VOCABULARY = 256
 
@@ -93,6 +95,21 @@ def tokens(job: dict[str, Any]) -> TokenSet | None:
     return token_set(*job["tokens"]) if job.get("tokens") else None
 
 
+def make_job(model: Path, job: dict[str, Any]) -> QuantizeJob:
+    """The job that core would make; patterns are taken as they come."""
+    source = TensorFolder(model)
+    gemma = read_gemma4(source)
+    recipe = Recipe.parse(job.get("recipe", {}), where="recipe")
+    targets = tuple(
+        m for m in gemma.linears.values() if not any(fnmatch.fnmatchcase(m.name, p) for p in recipe.all_excludes)
+    )
+    return QuantizeJob(
+        model_path=model, source=source, gemma=gemma, targets=targets, recipe=recipe, tokens=tokens(job),
+        batch_size=2, unfuser_name=job["unfuser"], unfuser=unfuser(job["unfuser"]),
+        device=job.get("device", "cpu"), seed=0,
+    )  # fmt: skip
+
+
 def quantize(model: Path, folder: Path, job: dict[str, Any]) -> None:
     """Our quantizer, then our exporter; and every target as ModelOpt's own tensor class decodes it."""
     from fourfold_modelopt.exporter import ModelOptExporter
@@ -100,19 +117,7 @@ def quantize(model: Path, folder: Path, job: dict[str, Any]) -> None:
 
     if "zero" in job:
         model = with_zero_expert(model, folder, *job["zero"])
-    source = TensorFolder(model)
-    gemma = read_gemma4(source)
-    recipe = Recipe.parse(job.get("recipe", {}), where="recipe")
-    targets = tuple(
-        m
-        for m in gemma.linears.values()
-        if not any(fnmatch.fnmatchcase(m.name, p) for p in recipe.all_excludes)
-    )
-    task = QuantizeJob(
-        model_path=model, source=source, gemma=gemma, targets=targets, recipe=recipe, tokens=tokens(job),
-        batch_size=2, unfuser_name=job["unfuser"], unfuser=unfuser(job["unfuser"]),
-        device=job.get("device", "cpu"), seed=0,
-    )  # fmt: skip
+    task = make_job(model, job)
     options = ModelOptOptions.parse(job.get("options", {}), where="quantizer")
     writer = ArtifactWriter(folder / "artifact", task)
     ModelOptQuantizer(options).quantize(task, writer, NoProgress())
@@ -164,9 +169,7 @@ def modelopt_alone(model: Path, folder: Path, job: dict[str, Any]) -> None:
     from modelopt.torch.export import export_hf_checkpoint
     from transformers import AutoModelForImageTextToText
 
-    loaded = AutoModelForImageTextToText.from_pretrained(
-        model, dtype=torch.bfloat16, attn_implementation="eager"
-    )
+    loaded = AutoModelForImageTextToText.from_pretrained(model, dtype=torch.bfloat16, attn_implementation="eager")
     if job["unfuser"] == "reference":
         unfuser("reference").unfuse(loaded)
     nvfp4 = {"num_bits": (2, 1), "block_sizes": {-1: 16, "type": "dynamic", "scale_bits": (4, 3)}}
@@ -176,8 +179,7 @@ def modelopt_alone(model: Path, folder: Path, job: dict[str, Any]) -> None:
         if job["activations"]:
             rules.append({"quantizer_name": f"{pattern}input_quantizer", "cfg": nvfp4})
     rules += [
-        {"quantizer_name": p, "enable": False}
-        for p in ("*router*", "*vision_tower*", "*embed_vision*", "*lm_head*")
+        {"quantizer_name": p, "enable": False} for p in ("*router*", "*vision_tower*", "*embed_vision*", "*lm_head*")
     ]
     if job["kv"]:
         rules.append(
@@ -203,9 +205,7 @@ def inputs(model: Path, folder: Path, job: dict[str, Any]) -> None:
     """Inputs [T, K] of the named modules in the BF16 model, un-fused."""
     from transformers import AutoModelForImageTextToText
 
-    loaded = AutoModelForImageTextToText.from_pretrained(
-        model, dtype=torch.bfloat16, attn_implementation="eager"
-    )
+    loaded = AutoModelForImageTextToText.from_pretrained(model, dtype=torch.bfloat16, attn_implementation="eager")
     unfuser("reference").unfuse(loaded)
     seen: dict[str, list[torch.Tensor]] = {name: [] for name in job["modules"]}
     for name, parts in seen.items():
@@ -218,7 +218,68 @@ def inputs(model: Path, folder: Path, job: dict[str, Any]) -> None:
     save_file({name: torch.cat(parts) for name, parts in seen.items()}, folder / "inputs.safetensors")
 
 
-ACTIONS = {"quantize": quantize, "modelopt": modelopt_alone, "inputs": inputs}
+def search_nothing(_model: Path, _folder: Path, _job: dict[str, Any]) -> None:
+    """A search over a quantizer that was never calibrated."""
+    from modelopt.torch.quantization.nn import TensorQuantizer
+
+    from fourfold_modelopt.search import search_block_scales
+
+    uncalibrated: Any = SimpleNamespace(weight_quantizer=TensorQuantizer(), covered_weight=torch.ones(2, 16))
+    search_block_scales((uncalibrated,), "mse", None, NoProgress())
+
+
+def storage(model: Path, folder: Path, job: dict[str, Any]) -> None:
+    """After GPTQ: how many experts' weights still are views of the fused storage, and how many there are."""
+    from fourfold_modelopt.loading import load_model
+    from fourfold_modelopt.quantizer import ModelOptQuantizer
+
+    task = make_job(model, job)
+    loaded = load_model(model, task.source.config, "cpu")
+    fused = {p.untyped_storage().data_ptr() for name, p in loaded.named_parameters() if ".experts." in name}
+    options = ModelOptOptions.parse(job["options"], where="quantizer")
+    writer = ArtifactWriter(folder / "artifact", task)
+    with torch.no_grad():
+        linears = ModelOptQuantizer(options).calibrate(loaded, task, writer, NoProgress())
+    experts = [linear for linear in linears if linear.module.expert is not None]
+    inside = sum(linear.covered_weight.untyped_storage().data_ptr() in fused for linear in experts)
+    (folder / "facts.json").write_text(json.dumps({"views": inside, "experts": len(experts)}))
+
+
+def skipped(model: Path, folder: Path, job: dict[str, Any]) -> None:
+    """ModelOpt's GPTQ behind its own fused wrapper: which weights it changed."""
+    import modelopt.torch.quantization as mtq
+    from transformers import AutoModelForImageTextToText
+
+    from fourfold_modelopt import cpu_backend
+
+    loaded = AutoModelForImageTextToText.from_pretrained(model, dtype=torch.bfloat16, attn_implementation="eager")
+    before = {name: p.detach().clone() for name, p in loaded.named_parameters()}
+    cpu_backend.register()
+    nvfp4 = {"num_bits": (2, 1), "block_sizes": {-1: 16, "type": "static", "scale_bits": (4, 3)}}
+    rules: list[dict[str, Any]] = [{"quantizer_name": "*", "enable": False}]
+    for kind in ("_proj.weight_quantizer", "_proj_weight_quantizers*"):
+        name = f"*language_model.layers.*{kind}"
+        rules.append({"quantizer_name": name, "cfg": nvfp4 | {"backend": cpu_backend.WEIGHTS}})
+    rules.append({"quantizer_name": "*router*", "enable": False})
+
+    def run(current: nn.Module) -> None:
+        for batch in token_set(*job["tokens"]).batches(2):
+            current(input_ids=batch.input_ids, use_cache=False)
+
+    mtq.quantize(loaded, {"quant_cfg": rules, "algorithm": "gptq"}, run)
+    parameters = dict(loaded.named_parameters())
+    changed = [name for name, value in before.items() if not torch.equal(parameters[name], value)]
+    (folder / "facts.json").write_text(json.dumps({"changed": changed}))
+
+
+ACTIONS = {
+    "quantize": quantize,
+    "modelopt": modelopt_alone,
+    "inputs": inputs,
+    "search-nothing": search_nothing,
+    "storage": storage,
+    "skipped": skipped,
+}
 
 
 def main(path: Path) -> None:
@@ -234,9 +295,7 @@ def main(path: Path) -> None:
         try:
             ACTIONS[job["action"]](model, folder, job)
         except FourfoldError as error:
-            (folder / "error.json").write_text(
-                json.dumps({"type": type(error).__name__, "message": str(error)})
-            )
+            (folder / "error.json").write_text(json.dumps({"type": type(error).__name__, "message": str(error)}))
 
 
 if __name__ == "__main__":

@@ -12,8 +12,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from fourfold.config import KVCache, Recipe, Scheme
-
+from fourfold.config import Recipe, Scheme
 from fourfold_modelopt.cpu_backend import ACTIVATIONS, WEIGHTS
 from fourfold_modelopt.options import ModelOptOptions
 
@@ -29,7 +28,8 @@ _FOUR_OVER_SIX: dict[str, Any] = {
     "num_bits": (2, 1),
     "block_sizes": {-1: 16, "type": "static", "scale_bits": (4, 3), "four_over_six": True},
 }
-_FP8: dict[str, Any] = {"num_bits": (4, 3), "axis": None}
+#: Attributes of the key and value quantizers under an FP8 KV cache.
+KV_FP8: dict[str, Any] = {"num_bits": (4, 3), "axis": None}
 
 #: Weight algorithms that :mod:`fourfold_modelopt.search` carries out after max calibration.
 SEARCHED = ("mse", "four-over-six", "local-hessian")
@@ -52,11 +52,6 @@ def input_attributes(recipe: Recipe, *, on_cpu: bool) -> dict[str, Any] | None:
     if recipe.scheme is Scheme.W4A16:
         return None
     return _NVFP4 | {"backend": ACTIVATIONS} if on_cpu else _NVFP4
-
-
-def kv_attributes(recipe: Recipe) -> dict[str, Any] | None:
-    """Attributes of every layer's key and value quantizers; None without KV-cache quantization."""
-    return _FP8 if recipe.kv_cache is KVCache.FP8 else None
 
 
 def calibration_algorithm(options: ModelOptOptions) -> dict[str, Any]:

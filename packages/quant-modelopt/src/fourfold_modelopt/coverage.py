@@ -11,9 +11,9 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
 import torch
+
 from fourfold.config import RareExpertRule, Recipe
 from fourfold.errors import QuantizationError
-
 from fourfold_modelopt.linears import QuantizedLinear
 
 if TYPE_CHECKING:
@@ -35,9 +35,7 @@ def apply_rare_rule(
 ) -> None:
     """Give rare experts their layer's largest input amax, by name, or stop, as the recipe says."""
     experts = [linear for linear in linears if linear.module.expert is not None]
-    rare = [
-        linear for linear in experts if _tokens(linear, counts) < recipe.min_expert_tokens or _unseen(linear)
-    ]
+    rare = [linear for linear in experts if _tokens(linear, counts) < recipe.min_expert_tokens or _unseen(linear)]
     if rare and recipe.rare_experts is RareExpertRule.ERROR:
         first, number = rare[0].module, len({(linear.module.layer, linear.module.expert) for linear in rare})
         raise QuantizationError(
@@ -62,9 +60,7 @@ def apply_rare_rule(
         artifact.record_fallback(linear.module.name, str(RareExpertRule.LAYER_MAX), detail)
 
 
-def record_weights_without_inputs(
-    linears: Iterable[QuantizedLinear], algorithm: str, artifact: ArtifactWriter
-) -> None:
+def record_weights_without_inputs(linears: Iterable[QuantizedLinear], algorithm: str, artifact: ArtifactWriter) -> None:
     """Name the weights for which ``algorithm`` had wanted inputs and got none."""
     for linear in linears:
         artifact.record_fallback(linear.module.name, *_WEIGHT_FALLBACKS[algorithm])

@@ -18,15 +18,6 @@ from __future__ import annotations
 from typing import Final
 
 import torch
-from fourfold.errors import QuantizationError
-from fourfold.nvfp4 import (
-    BLOCK_SIZE,
-    BlockScalePolicy,
-    fake_quantize,
-    fake_quantize_activations,
-    global_scale_from_amax,
-    round_to_e2m1,
-)
 from modelopt.torch.quantization.nn import (
     TensorQuantizer,
     is_registered_quant_backend,
@@ -38,6 +29,15 @@ from modelopt.torch.quantization.utils.calib_utils import (
     register_gptq_helper,
 )
 
+from fourfold.errors import QuantizationError
+from fourfold.nvfp4 import (
+    BLOCK_SIZE,
+    BlockScalePolicy,
+    fake_quantize,
+    fake_quantize_activations,
+    global_scale_from_amax,
+    round_to_e2m1,
+)
 from fourfold_modelopt.scales import decode_steps
 
 ACTIVATIONS: Final = "fourfold-activations"

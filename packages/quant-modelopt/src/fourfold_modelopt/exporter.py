@@ -92,9 +92,9 @@ def _unquantized_linears(artifact: Artifact) -> Iterable[str]:
     for name in artifact.kept():
         module, _, leaf = name.rpartition(".")
         rank = len(artifact.tensors.entry(name).shape)
-        if rank == 3 and module.endswith(".experts"):
-            yield module
-        elif rank >= 2 and leaf == "weight" and "embed_tokens" not in module:
+        if (rank == 3 and module.endswith(".experts")) or (
+            rank >= 2 and leaf == "weight" and "embed_tokens" not in module
+        ):
             yield module
 
 

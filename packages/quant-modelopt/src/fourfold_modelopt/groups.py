@@ -27,9 +27,7 @@ def share_scales(linears: Iterable[QuantizedLinear]) -> None:
 
 def _share(quantizers: list[TensorQuantizer]) -> None:
     # A static quantizer keeps its blocks' amaxes in `amax` and the tensor's beside it.
-    attribute = (
-        "global_amax" if getattr(next(iter(quantizers), None), "global_amax", None) is not None else "amax"
-    )
+    attribute = "global_amax" if getattr(next(iter(quantizers), None), "global_amax", None) is not None else "amax"
     values = [value for q in quantizers if (value := getattr(q, attribute)) is not None]
     if values:
         largest = torch.stack([value.reshape(()) for value in values]).max()

@@ -6,16 +6,16 @@ export itself would hold the whole quantized state in memory and tie names, conf
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
-from fourfold.config import KVCache, Scheme
-from fourfold.errors import QuantizationError
-from fourfold.nvfp4 import BLOCK_SIZE, E4M3_MAX, NVFP4Weight
 from modelopt.torch.export.model_config import QUANTIZATION_NVFP4
 from modelopt.torch.export.quant_utils import to_quantized_weight
 from torch import nn
 
+from fourfold.config import KVCache, Scheme
+from fourfold.errors import QuantizationError
+from fourfold.nvfp4 import BLOCK_SIZE, E4M3_MAX, NVFP4Weight
 from fourfold_modelopt.linears import QuantizedLinear
 from fourfold_modelopt.scales import block_scale, global_scale, input_global_scale
 
@@ -56,7 +56,7 @@ def write_kv_scales(model: nn.Module, job: QuantizeJob, artifact: ArtifactWriter
     if job.recipe.kv_cache is not KVCache.FP8:
         return
     for name in attention_modules(job):
-        attention = model.get_submodule(name)
+        attention: Any = model.get_submodule(name)
         scales = []
         for quantizer in (attention.k_bmm_quantizer, attention.v_bmm_quantizer):
             if quantizer.amax is None:

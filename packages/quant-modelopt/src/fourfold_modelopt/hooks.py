@@ -4,12 +4,9 @@ from __future__ import annotations
 
 from fourfold.hookspecs import hookimpl
 from fourfold.plugins import Entry, Environment, QuantizerEntry
-
 from fourfold_modelopt.options import ModelOptOptions
 
-MODELOPT = Environment(
-    name="modelopt", package="fourfold-modelopt", extras=("toolchain",), provides="modelopt"
-)
+MODELOPT = Environment(name="modelopt", package="fourfold-modelopt", extras=("toolchain",), provides="modelopt")
 
 
 @hookimpl

@@ -14,10 +14,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from fourfold.errors import ConfigError, QuantizationError
-from fourfold.models.gemma4 import LinearModule, ModuleName
 from modelopt.torch.quantization.nn import TensorQuantizer
 from torch import nn
+
+from fourfold.errors import ConfigError, QuantizationError
+from fourfold.models.gemma4 import LinearModule, ModuleName
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,7 +36,7 @@ class QuantizedLinear:
     def covered_weight(self) -> torch.Tensor:
         """The tensor [O', K] that the weight quantizer covers: the target's, or gate and up together."""
         if not self.fused:
-            return self.holder.weight.detach()  # type: ignore[union-attr,operator]
+            return self.holder.weight.detach()  # type: ignore[operator]
         tensor = self.holder.down_proj if self.module.projection == "down_proj" else self.holder.gate_up_proj
         return tensor[self.module.expert].detach()  # type: ignore[index]
 
@@ -50,9 +51,7 @@ def _find(modules: Mapping[str, nn.Module], target: LinearModule) -> QuantizedLi
     linear = modules.get(target.name)
     if linear is not None:
         if not isinstance(getattr(linear, "weight_quantizer", None), TensorQuantizer):
-            raise QuantizationError(
-                f"{target.name}: ModelOpt put no quantizer on this {type(linear).__name__}"
-            )
+            raise QuantizationError(f"{target.name}: ModelOpt put no quantizer on this {type(linear).__name__}")
         return QuantizedLinear(
             target, linear, linear.weight_quantizer, linear.input_quantizer, slice(None), fused=False
         )
@@ -90,9 +89,7 @@ def require_whole_pairs(targets: Iterable[LinearModule]) -> None:
             )
 
 
-def enable(
-    linears: Iterable[QuantizedLinear], weight: Mapping[str, Any], inputs: Mapping[str, Any] | None
-) -> None:
+def enable(linears: Iterable[QuantizedLinear], weight: Mapping[str, Any], inputs: Mapping[str, Any] | None) -> None:
     """Switch the targets' quantizers on with the given attributes; without ``inputs`` weights alone."""
     for linear in linears:
         linear.weight_quantizer.set_from_attribute_config({**weight, "enable": True})

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import torch
+
 from fourfold.errors import ConfigError, DeviceError
 
 if TYPE_CHECKING:
@@ -22,9 +23,7 @@ def require_device(device: str) -> None:
         raise ConfigError(f"unknown device {device!r}; use cpu, cuda, cuda:N or auto")
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if count == 0:
-        raise DeviceError(
-            f"device {device} was asked for, and there is no CUDA device here; use --device cpu"
-        )
+        raise DeviceError(f"device {device} was asked for, and there is no CUDA device here; use --device cpu")
     if index and int(index) >= count:
         raise DeviceError(
             f"device {device} was asked for, and there are {count} CUDA devices (cuda:0 to cuda:{count - 1})"
@@ -50,7 +49,5 @@ def load_model(path: Path, config: Any, device: str) -> PreTrainedModel:
         raise DeviceError(f"{path}: does not fit on {device} ({error}); use --device auto or cpu") from error
     placed = set(getattr(model, "hf_device_map", {}).values())
     if device != "cpu" and placed & {"cpu", "disk"}:
-        raise DeviceError(
-            f"{path}: the GPUs hold only a part of the model; use more of them, or --device cpu"
-        )
-    return model.eval()  # type: ignore[no-any-return]
+        raise DeviceError(f"{path}: the GPUs hold only a part of the model; use more of them, or --device cpu")
+    return model.eval()  # type: ignore[no-any-return,no-untyped-call]

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Final, Literal, Self
 
+from pydantic import Field, model_validator
+
 from fourfold.config import Recipe, Scheme
 from fourfold.errors import ConfigError
 from fourfold.interfaces.quantizer import QuantizerOptions
-from pydantic import Field, model_validator
 
 #: Algorithms ModelOpt ships whose result no server can load for experts, and why.
 UNSERVABLE: Final = {
@@ -17,8 +18,13 @@ UNSERVABLE: Final = {
     "svdquant": "it adds a low-rank branch and a pre_quant_scale to every expert, and no MoE kernel of vLLM runs them",
 }
 
-#: These look at each expert's own inputs, which ModelOpt's fused wrapper does not give out.
-PER_EXPERT_INPUTS: Final = ("local-hessian", "gptq", "awq-clip")
+_SKIPPED: Final = "ModelOpt passes by its fused wrapper there, and all experts would stay at plain max"
+#: These look at each expert's own inputs; why that does not go together with ModelOpt's fused wrapper.
+PER_EXPERT_INPUTS: Final = {
+    "local-hessian": "the fused wrapper has one input quantizer for all experts, and cannot tell their inputs apart",
+    "gptq": _SKIPPED,
+    "awq-clip": _SKIPPED,
+}
 
 #: A parameter's name begins with one of these; it belongs to that algorithm.
 _PARAMETER_PREFIXES: Final = {"gptq_": "gptq", "clip_": "awq-clip", "headroom_": "act-headroom"}
@@ -81,7 +87,7 @@ class ModelOptOptions(QuantizerOptions):
         """Local Hessian, GPTQ and AWQ clip read activations for weights too."""
         return self.weight_algorithm in PER_EXPERT_INPUTS
 
-    def check(self, recipe: Recipe, device: str) -> None:
+    def check(self, recipe: Recipe, device: str) -> None:  # noqa: ARG002 - every algorithm runs on every device
         """Refuse an algorithm that no server can load for experts, or that has nothing to do under the scheme."""
         if self.algorithm in UNSERVABLE:
             raise ConfigError(
@@ -95,9 +101,9 @@ class ModelOptOptions(QuantizerOptions):
             )
 
     def check_unfuser(self, unfuser: str) -> None:
-        """Refuse an unfuser whose experts the algorithm would pass by without a word."""
-        if unfuser == "modelopt" and self.weight_algorithm in PER_EXPERT_INPUTS:
+        """Refuse an unfuser behind which the algorithm would not see, or not touch, the experts."""
+        reason = PER_EXPERT_INPUTS.get(self.weight_algorithm)
+        if unfuser == "modelopt" and reason:
             raise ConfigError(
-                f"algorithm {self.weight_algorithm} needs every expert's own inputs, and ModelOpt skips its fused "
-                "wrapper there: all experts would stay at plain max; use --unfuser reference"
+                f"algorithm {self.weight_algorithm} needs every expert's own inputs: {reason}; use --unfuser reference"
             )

@@ -10,9 +10,10 @@ from fourfold.errors import QuantizationError
 
 if TYPE_CHECKING:
     import torch
+    from torch import nn
+
     from fourfold.interfaces.quantizer import QuantizeJob
     from fourfold.progress import Progress
-    from torch import nn
 
 
 class CalibrationPasses:
@@ -39,7 +40,7 @@ class CalibrationPasses:
             counting: ExpertCoverage | nullcontext[None] = self._coverage
         else:
             counting = nullcontext()
-        device = model.get_input_embeddings().weight.device
+        device = model.get_input_embeddings().weight.device  # type: ignore[operator]
         with counting:
             for batch in self._tokens.batches(self._job.batch_size):
                 # Logits of one position alone: over a vocabulary of 262,144 all of them take several GB.

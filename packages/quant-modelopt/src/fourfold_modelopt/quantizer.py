@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import modelopt.torch.quantization as mtq
 import torch
+
 from fourfold.config import KVCache
 from fourfold.errors import ConfigError
 from fourfold.interfaces.quantizer import QuantizeJob, Quantizer
-
 from fourfold_modelopt import algorithms, cpu_backend
 from fourfold_modelopt.coverage import apply_rare_rule, record_weights_without_inputs
 from fourfold_modelopt.groups import share_scales
@@ -21,9 +21,10 @@ from fourfold_modelopt.passes import CalibrationPasses
 from fourfold_modelopt.search import LocalHessians, search_block_scales
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
     from fourfold.artifact import ArtifactWriter
     from fourfold.progress import Progress
-    from transformers import PreTrainedModel
 
 #: ModelOpt converts the whole model and quantizes nothing yet: the targets are switched on one by one.
 _ALL_OFF = {"quant_cfg": [{"quantizer_name": "*", "enable": False}], "algorithm": None}
@@ -46,7 +47,7 @@ class ModelOptQuantizer(Quantizer[ModelOptOptions]):
     def calibrate(
         self, model: PreTrainedModel, job: QuantizeJob, artifact: ArtifactWriter, progress: Progress
     ) -> tuple[QuantizedLinear, ...]:
-        """Everything between a loaded model and final scales, in place; token counts and fallbacks go to ``artifact``."""
+        """All between a loaded model and final scales, in place; token counts and fallbacks go to ``artifact``."""
         passes = CalibrationPasses(job, progress) if job.tokens is not None else None
         job.unfuser.unfuse(model)
         if passes and self.options.algorithm == "gptq":
@@ -92,11 +93,11 @@ class ModelOptQuantizer(Quantizer[ModelOptOptions]):
             algorithms.weight_attributes(self.options, on_cpu=on_cpu),
             algorithms.input_attributes(job.recipe, on_cpu=on_cpu),
         )
-        kv_attributes = algorithms.kv_attributes(job.recipe)
-        for name in attention_modules(job) if kv_attributes else ():
-            attention = model.get_submodule(name)
-            for quantizer in (attention.k_bmm_quantizer, attention.v_bmm_quantizer):
-                quantizer.set_from_attribute_config({**kv_attributes, "enable": True})
+        if job.recipe.kv_cache is KVCache.FP8:
+            for name in attention_modules(job):
+                attention: Any = model.get_submodule(name)
+                for quantizer in (attention.k_bmm_quantizer, attention.v_bmm_quantizer):
+                    quantizer.set_from_attribute_config({**algorithms.KV_FP8, "enable": True})
         return linears
 
     def _search(

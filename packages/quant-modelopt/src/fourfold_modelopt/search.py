@@ -15,11 +15,11 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
-from fourfold.errors import QuantizationError
-from fourfold.nvfp4 import BLOCK_SIZE, round_to_e2m1
 from modelopt.torch.quantization.calib import MseCalibrator, NVFP4MSECalibrator
 from torch import nn
 
+from fourfold.errors import QuantizationError
+from fourfold.nvfp4 import BLOCK_SIZE, round_to_e2m1
 from fourfold_modelopt.linears import QuantizedLinear
 from fourfold_modelopt.scales import decode_steps
 
@@ -44,9 +44,7 @@ class LocalHessians:
         """Gather from every forward pass inside the block; weights are left unrounded there, inputs are not."""
         linears = tuple(linears)
         first = {linear.module.scale_group: linear for linear in reversed(linears)}
-        handles = [
-            linear.holder.register_forward_pre_hook(self._hook(group)) for group, linear in first.items()
-        ]
+        handles = [linear.holder.register_forward_pre_hook(self._hook(group)) for group, linear in first.items()]
         for linear in linears:
             linear.weight_quantizer.disable()
         try:

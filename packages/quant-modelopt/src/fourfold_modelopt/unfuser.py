@@ -7,10 +7,11 @@ not find it skips, so this class looks first.
 
 from __future__ import annotations
 
+from torch import Tensor, nn
+
 from fourfold.config import Options
 from fourfold.errors import ModelError
 from fourfold.interfaces.unfuser import Unfuser
-from torch import Tensor, nn
 
 _FUSED_NDIM = 3
 
