@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fourfold.artifact import ENCODE_SCALES
 from fourfold.checkpoint.index import TensorEntry, TensorFolder
 from fourfold.checkpoint.layouts import CANONICAL, ENCODE_SUFFIXES, detect_layout
 from fourfold.errors import CheckpointError
@@ -23,6 +22,8 @@ if TYPE_CHECKING:
 _BYTES_PER_BLOCK = 8
 _SCALARS = ((), (1,))
 _PARTS = (*CANONICAL.suffixes, *ENCODE_SUFFIXES)
+#: Scale -> the exact divisor beside it.
+_DIVISORS = dict(zip((CANONICAL.global_scale, CANONICAL.input_global_scale), ENCODE_SUFFIXES, strict=True))
 
 
 class CanonicalFolder(TensorFolder):
@@ -58,8 +59,8 @@ class CanonicalFolder(TensorFolder):
         for module in self.modules:
             for canonical in CANONICAL.suffixes:
                 found = [f"{module}.{canonical}"]
-                if self.layout.reciprocal and canonical in ENCODE_SCALES:
-                    found.append(f"{module}.{ENCODE_SCALES[canonical]}")
+                if self.layout.reciprocal and canonical in _DIVISORS:
+                    found.append(f"{module}.{_DIVISORS[canonical]}")
                 names[f"{module}.{getattr(self.layout, canonical)}"] = tuple(found)
         for entry in self.tensors.values():
             for canonical, stored in self.layout.kv_scales.items():
@@ -112,6 +113,6 @@ class CanonicalFolder(TensorFolder):
         if self.entry(name).shape == () and tensor.ndim:
             tensor = tensor.reshape(())
         suffix = name.rpartition(".")[2]
-        if self.layout.reciprocal and suffix in ENCODE_SCALES and self.is_part(name):
+        if self.layout.reciprocal and suffix in _DIVISORS and self.is_part(name):
             return self.layout.from_stored(tensor)
         return tensor
