@@ -17,6 +17,7 @@ from fourfold.checkpoint.layouts import COMPRESSED_TENSORS
 from fourfold.checkpoint.write import write_checkpoint
 from fourfold.config import KVCache, Options, Scheme
 from fourfold.interfaces.exporter import Exporter
+from fourfold.models.gemma4 import fused_linears
 
 if TYPE_CHECKING:
     from fourfold.artifact import Artifact
@@ -96,4 +97,6 @@ def unquantized_linears(artifact: Artifact) -> list[str]:
         is_linear = leaf == "weight" and len(artifact.tensors.entry(name).shape) == 2
         if is_linear and not module.endswith("embed_tokens"):
             names.add(module)
+        # Experts left fused: a loader looks for their linears by name.
+        names |= {linear.name for linear in fused_linears(name, artifact.tensors.entry(name).shape)}
     return sorted(names)
