@@ -53,7 +53,8 @@ def build(folder: Path, megabytes: int) -> tuple[Path, Path]:
     index = TensorFolder(source)
     gemma = read_gemma4(index)
     job = QuantizeJob(
-        model_path=source, source=index, gemma=gemma, targets=tuple(gemma.linears.values()), recipe=Recipe(), tokens=None,
+        model_path=source, source=index, gemma=gemma, targets=tuple(gemma.linears.values()), recipe=Recipe(),
+        tokens=None,
         batch_size=1, unfuser_name="none", unfuser=None, device="cpu", seed=0,
     )  # type: ignore[arg-type]  # fmt: skip
     writer = ArtifactWriter(artifact, job)

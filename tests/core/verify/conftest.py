@@ -8,9 +8,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from good_checkpoints import EXPERTS, LAYERS, SIDE_FILES, Editable, Variant, build
 
 from fourfold.checkpoint.index import TensorFolder
+
+from .good_checkpoints import EXPERTS, LAYERS, SIDE_FILES, Editable, Variant, build
 
 MakeEditable = Callable[..., Editable]
 
@@ -21,18 +22,21 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     import torch
     from transformers import Gemma4Config, Gemma4ForConditionalGeneration
 
-    text = dict(
-        vocab_size=256, hidden_size=64, intermediate_size=96, num_hidden_layers=LAYERS, num_attention_heads=4,
-        num_key_value_heads=2, head_dim=16, global_head_dim=32, num_global_key_value_heads=1,
-        attention_k_eq_v=True, enable_moe_block=True, num_experts=EXPERTS, top_k_experts=4,
-        moe_intermediate_size=48, layer_types=["sliding_attention", "sliding_attention", "full_attention"],
-        sliding_window=32, hidden_size_per_layer_input=0, vocab_size_per_layer_input=256, num_kv_shared_layers=0,
-        dtype="bfloat16",
-    )  # fmt: skip
-    vision = dict(
-        hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=2,
-        head_dim=16, position_embedding_size=64, standardize=True, dtype="bfloat16",
-    )  # fmt: skip
+    text = {
+        "vocab_size": 256, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": LAYERS,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16,
+        "global_head_dim": 32, "num_global_key_value_heads": 1,
+        "attention_k_eq_v": True, "enable_moe_block": True, "num_experts": EXPERTS, "top_k_experts": 4,
+        "moe_intermediate_size": 48, "layer_types": ["sliding_attention", "sliding_attention", "full_attention"],
+        "sliding_window": 32, "hidden_size_per_layer_input": 0, "vocab_size_per_layer_input": 256,
+        "num_kv_shared_layers": 0,
+        "dtype": "bfloat16",
+    }  # fmt: skip
+    vision = {
+        "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2,
+        "num_key_value_heads": 2, "head_dim": 16, "position_embedding_size": 64, "standardize": True,
+        "dtype": "bfloat16",
+    }  # fmt: skip
     config = Gemma4Config(text_config=text, vision_config=vision, audio_config=None, dtype="bfloat16")
     torch.manual_seed(0)
     model = Gemma4ForConditionalGeneration(config).to(torch.bfloat16)

@@ -1,4 +1,4 @@
-"""What a planted fault is; the catalogue stands in ``faults_tensors`` and ``faults_files``."""
+"""What a planted fault is; the catalogue stands in ``catalogue``."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from good_checkpoints import Editable
-
 from fourfold.checkpoint.layouts import COMPRESSED_TENSORS, MODELOPT
+
+from .good_checkpoints import Editable
 
 BOTH = (MODELOPT.name, COMPRESSED_TENSORS.name)
 

@@ -52,7 +52,9 @@ class Variant:
     def name(self) -> str:
         """For test ids."""
         parts = [self.layout, self.scheme, f"kv-{self.kv_cache}", self.targets, self.policy.value]
-        return "-".join([*map(str, parts), *(["sharded"] if self.sharded else []), *(["excludes"] if self.exclude else [])])
+        return "-".join(
+            [*map(str, parts), *(["sharded"] if self.sharded else []), *(["excludes"] if self.exclude else [])]
+        )
 
 
 def build(source: TensorFolder, variant: Variant, folder: Path) -> Path:
@@ -73,11 +75,18 @@ def build(source: TensorFolder, variant: Variant, folder: Path) -> Path:
 def _quantize(source: TensorFolder, variant: Variant, folder: Path) -> None:
     gemma = read_gemma4(source)
     recipe = Recipe.parse(
-        {"scheme": variant.scheme, "kv_cache": variant.kv_cache, "targets": variant.targets, "exclude": variant.exclude},
+        {
+            "scheme": variant.scheme,
+            "kv_cache": variant.kv_cache,
+            "targets": variant.targets,
+            "exclude": variant.exclude,
+        },
         where="",
     )
     patterns = recipe.all_excludes
-    targets = tuple(m for m in gemma.linears.values() if not any(Path(m.name).match(p) or _like(m.name, p) for p in patterns))
+    targets = tuple(
+        m for m in gemma.linears.values() if not any(Path(m.name).match(p) or _like(m.name, p) for p in patterns)
+    )
     amax: dict[str, torch.Tensor] = defaultdict(lambda: torch.zeros((), dtype=torch.bfloat16))
     for module in targets:
         amax[module.scale_group] = torch.maximum(amax[module.scale_group], module.read(source).abs().amax())
@@ -219,7 +228,9 @@ class Editable:
 
     def fill(self, module: str, part: str, value: float) -> None:
         """Store ``value`` itself, in the part's dtype and shape."""
-        self.put(module, part, torch.full_like(self.part(module, part).float(), value).to(self.part(module, part).dtype))
+        self.put(
+            module, part, torch.full_like(self.part(module, part).float(), value).to(self.part(module, part).dtype)
+        )
 
     def swap(self, first: str, second: str) -> None:
         """Exchange all parts of two modules."""

@@ -6,14 +6,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from faults import Fault
-from faults_files import FILE_FAULTS
-from faults_tensors import TENSOR_FAULTS
-from good_checkpoints import Editable, Variant
 
 from fourfold.verify import RULES, verify_checkpoint
 
-CATALOGUE = (*TENSOR_FAULTS, *FILE_FAULTS)
+from .catalogue import CATALOGUE
+from .faults import Fault
+from .good_checkpoints import Editable, Variant
+
 CASES = [pytest.param(fault, layout, id=f"{fault.name}-{layout}") for fault in CATALOGUE for layout in fault.layouts]
 
 

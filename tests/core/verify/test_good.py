@@ -6,12 +6,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from good_checkpoints import EXPERTS, LAYERS, TEXT, Variant
 
 from fourfold.checkpoint.layouts import COMPRESSED_TENSORS, MODELOPT
 from fourfold.config import KVCache, Scheme
 from fourfold.nvfp4 import BlockScalePolicy
 from fourfold.verify import verify_checkpoint
+
+from .good_checkpoints import EXPERTS, LAYERS, TEXT, Variant
 
 LAYOUTS = (MODELOPT.name, COMPRESSED_TENSORS.name)
 GOOD = [

@@ -83,7 +83,9 @@ class Misfit:
         own = self.linear
         others = [m for m in self.module.checkpoint.linears.values() if m.shape == own.shape and m.name != own.name]
         yield from (m for m in others if m.layer == own.layer)
-        yield from (m for m in others if m.layer != own.layer and (m.expert, m.projection) == (own.expert, own.projection))
+        yield from (
+            m for m in others if m.layer != own.layer and (m.expert, m.projection) == (own.expert, own.projection)
+        )
 
 
 def relative_error(decoded: torch.Tensor, source: torch.Tensor) -> float:
@@ -157,7 +159,11 @@ def experts_in_order(look: Look, misfit: Misfit) -> None:
         if other.kind is not own.kind or not _may_fit(misfit, other) or not _fits(misfit, other):
             continue
         place = f"expert {other.expert}" if other.layer == own.layer else f"layer {other.layer}"
-        where = f"expert {own.expert}" if own.kind is ModuleKind.EXPERT and other.layer == own.layer else f"layer {own.layer}"
+        where = (
+            f"expert {own.expert}"
+            if own.kind is ModuleKind.EXPERT and other.layer == own.layer
+            else f"layer {own.layer}"
+        )
         look.wrong(
             misfit.module.name, found=f"the weight of {other.name}", expected=f"that of {where}",
             message=f"{misfit.module.name} holds the {other.projection} of {place}: experts or layers are permuted",
@@ -231,7 +237,7 @@ def block_scales_in_place(look: Look, misfit: Misfit) -> None:
     if relative_error(codes * best.clamp(min=0).unsqueeze(-1), source) <= MAX_TENSOR_ERROR:
         name = misfit.module.parts[PARTS[1]].name
         look.wrong(
-            name, found="block scales that do not belong to these codes", expected="[O, K/16] in row order, not swizzled",
+            name, found="block scales that do not belong to these codes", expected="[O, K/16] in row order",
             message=f"{name}: the codes of {misfit.module.name} fit the source, their block scales are permuted, "
             "swizzled or wrong",
         )  # fmt: skip

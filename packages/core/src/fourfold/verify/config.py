@@ -108,7 +108,10 @@ def version_stated(look: Look, checkpoint: Checkpoint) -> None:
     look.count()
     if checkpoint.layout is MODELOPT:
         producer = section.get("producer")
-        where, version = f"{SECTION}.producer.version", producer.get("version") if isinstance(producer, Mapping) else None
+        where, version = (
+            f"{SECTION}.producer.version",
+            producer.get("version") if isinstance(producer, Mapping) else None,
+        )
     else:
         where, version = f"{SECTION}.version", section.get("version")
         _expect(look, f"{SECTION}.quantization_status", section.get("quantization_status"), "compressed")
@@ -156,7 +159,7 @@ def stated_scheme(checkpoint: Checkpoint) -> Scheme | None:
 
 
 def hf_quant_config_agrees(look: Look, checkpoint: Checkpoint) -> None:
-    """modelopt layout: hf_quant_config.json says the same as config.json."""
+    """Modelopt layout: hf_quant_config.json says the same as config.json."""
     if checkpoint.layout is not MODELOPT or HF_QUANT_CONFIG in checkpoint.unreadable:
         return
     look.count()
@@ -250,6 +253,7 @@ def _leaves(section: Mapping[str, Any], prefix: str = "") -> dict[str, object]:
 
 
 def config_groups(section: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """The config groups by name; what is no object is left out."""
     groups = section.get("config_groups")
     return {str(k): v for k, v in groups.items() if isinstance(v, Mapping)} if isinstance(groups, Mapping) else {}
 

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
 #: Kept tensors are read in pieces of this size, so that an embedding of gigabytes is never whole in memory.
 _PIECE_BYTES = 32 * 2**20
-#: A module larger than this is no Gemma 4 linear; its header lies, and reading it would exhaust the memory.
-_MAX_MODULE_BYTES = 2**30
+#: What is larger is no part of a Gemma 4 model (its shape is a finding), and reading it would exhaust memory or time.
+_MAX_MODULE_BYTES, _MAX_PLAIN_BYTES = 2**30, 2**33
 #: Findings of these rules say already why a module does not decode to its source.
 _DAMAGES = ("FF040", "FF041", "FF050", "FF051", "FF052", "FF053", "FF054", "FF055", "FF057", "FF070", "FF071", "FF072")
 #: After so many misfits only the causes found so far are tried on the rest.
@@ -54,7 +54,9 @@ class _Pass:
         self._checkpoint, self._progress = checkpoint, progress
         self._skipped = {rule.id: reason for rule in RULES if (reason := _missing(checkpoint, rule))}
         self._looks = {
-            rule.id: Look(rule.id, in_pieces=rule.phase is Phase.TENSOR) for rule in RULES if rule.id not in self._skipped
+            rule.id: Look(rule.id, in_pieces=rule.phase is Phase.TENSOR)
+            for rule in RULES
+            if rule.id not in self._skipped
         }
         self._num_misfits = 0
 
@@ -91,7 +93,8 @@ class _Pass:
         self._progress.begin("verify", total=sum(stored_bytes(parts) for _, parts in units), unit="B")
         for name, parts in units:
             if "" in parts:
-                self._plain(reader, parts[""])
+                if stored_bytes(parts) <= _MAX_PLAIN_BYTES:
+                    self._plain(reader, parts[""])
             elif stored_bytes(parts) <= _MAX_MODULE_BYTES:
                 self._module(reader, name, parts)
             self._progress.advance(stored_bytes(parts))

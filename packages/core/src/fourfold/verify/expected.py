@@ -62,12 +62,12 @@ class _Numbers:
     """A config section whose numbers are checked as they are read."""
 
     def __init__(self, section: Mapping[str, Any], path: Path, name: str) -> None:
-        self.section, self._path, self._name = section, path, name
+        self.section, self.path, self._name = section, path, name
 
     def __getitem__(self, key: str) -> int:
         value = self.section.get(key)
         if type(value) is not int or not 0 < value < 2**31:
-            raise ModelError(f"{self._path}: {self._name}.{key} is {value!r}, not a positive number")
+            raise ModelError(f"{self.path}: {self._name}.{key} is {value!r}, not a positive number")
         return value
 
     def get(self, key: str, default: int) -> int:
@@ -79,14 +79,14 @@ class _Numbers:
         overrides = self.section.get("per_layer_config")
         own = overrides.get(str(number)) if isinstance(overrides, Mapping) else None
         if isinstance(own, Mapping) and key in own:
-            return _Numbers(own, self._path, f"{self._name}.per_layer_config.{number}")[key]
+            return _Numbers(own, self.path, f"{self._name}.per_layer_config.{number}")[key]
         return default
 
 
 def _text_shapes(text: _Numbers, prefix: str) -> Shapes:
     hidden, layers, experts = text["hidden_size"], text["num_hidden_layers"], text["num_experts"]
     if layers > _MAX_LAYERS or layers * experts * 3 > _MAX_MATRICES:
-        raise ModelError(f"{text._path}: {layers} layers of {experts} experts; no such model is known")
+        raise ModelError(f"{text.path}: {layers} layers of {experts} experts; no such model is known")
     shapes: Shapes = {
         f"{prefix}embed_tokens.weight": (text["vocab_size"], hidden),
         f"{prefix}norm.weight": (hidden,),
@@ -118,7 +118,7 @@ def _text_shapes(text: _Numbers, prefix: str) -> Shapes:
 def _attention_shapes(text: _Numbers, number: int, base: str) -> Shapes:
     types = text.section.get("layer_types")
     if not isinstance(types, list) or len(types) != text["num_hidden_layers"]:
-        raise ModelError(f"{text._path}: text_config.layer_types does not list every layer")
+        raise ModelError(f"{text.path}: text_config.layer_types does not list every layer")
     sliding, reuse = types[number] == "sliding_attention", bool(text.section.get("attention_k_eq_v"))
     head, key_heads = text["head_dim"], text["num_key_value_heads"]
     if not sliding and "per_layer_config" not in text.section:
@@ -158,7 +158,7 @@ def _vision_shapes(vision: _Numbers, text_hidden: int) -> Shapes:
     hidden, width, head = vision["hidden_size"], vision["intermediate_size"], vision["head_dim"]
     queries, keys = vision["num_attention_heads"] * head, vision["num_key_value_heads"] * head
     if vision["num_hidden_layers"] > _MAX_LAYERS:
-        raise ModelError(f"{vision._path}: vision_config.num_hidden_layers is over {_MAX_LAYERS}")
+        raise ModelError(f"{vision.path}: vision_config.num_hidden_layers is over {_MAX_LAYERS}")
     shapes: Shapes = {
         "model.embed_vision.embedding_projection.weight": (text_hidden, hidden),
         "model.vision_tower.patch_embedder.input_proj.weight": (hidden, 3 * vision["patch_size"] ** 2),

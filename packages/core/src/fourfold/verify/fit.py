@@ -1,21 +1,22 @@
 """How far a decoded weight may be from the source's.
 
 Per block. A block of 16 is stored as codes times one step (block scale x global scale). With the step amax/6, a
-value v steps large is off by at most 1/4 up to 2, 1/2 up to 4 and 1 up to 6 (half the grid's gaps). The largest relative
-error of a whole block is reached with one value at 6 and fifteen at 5: sqrt(15 / (36 + 15 x 25)) = 0.19; with values at
-0.25, which round to 0, it is 0.16. Rounding the step itself to float8 (3 bits of mantissa, up to 1/16) adds to the
-one at 6 no more than another value's worst case, so 0.21 holds for any block. An algorithm that picks the step by the smallest squared error
-(MSE sweep, four-over-six) is at most as far off as that one. So 0.25 bounds whatever rounds to the nearest code.
+value v steps large is off by at most 1/4 up to 2, 1/2 up to 4 and 1 up to 6 (half the grid's gaps). The largest
+relative error of a whole block is reached with one value at 6 and fifteen at 5: sqrt(15 / (36 + 15 x 25)) = 0.19;
+with values at 0.25, which round to 0, it is 0.16. Rounding the step itself to float8 (3 bits of mantissa, up to
+1/16) moves the one at 6 by no more than 0.38 steps, less than another value's worst case, so 0.21 holds for any
+block. An algorithm that picks the step by the smallest squared error (MSE sweep, four-over-six) is at most as far
+off as that one. So 0.25 bounds whatever rounds to the nearest code.
 
-Per tensor. The sum over blocks keeps the bound: relative RMS error at most 0.25. Gaussian weights give 0.095; GPTQ, which
-moves codes away from the nearest to make up for the errors of others, stays within 0.25 over a tensor, as it trades
-weight error for output error at a factor of 1.2 to 1.6. Below the bound, an error says nothing about rightness;
-above it, something else than rounding has happened.
+Per tensor. The sum over blocks keeps the bound: relative RMS error at most 0.25. Gaussian weights give 0.095. GPTQ
+moves codes away from the nearest to make up for the errors of others; it has no derived bound, but as it trades
+weight error for output error at a modest factor, it stays under 0.25 over a tensor. Below the bound, an error says
+nothing about rightness; above it, something else than rounding has happened.
 
-Blocks of small weights are the exception: where the step falls under float8's normal range, and for GPTQ, errors do not
-shrink with the block. A block is therefore measured against its own norm or half the tensor's typical block norm,
-whichever is more, and its bound is twice the derived one. GPTQ has no bound for a single block at all; in
-a tensor whose codes are not the nearest ones, a few blocks may exceed it.
+Blocks of small weights are the exception: where the step falls under float8's normal range, and for GPTQ, errors do
+not shrink with the block. A block is therefore measured against its own norm or half the tensor's typical block
+norm, whichever is more, and its bound is twice the derived one. GPTQ has no bound for a single block at all; in a
+tensor whose codes are not the nearest ones, a few blocks may exceed it.
 """
 
 from __future__ import annotations

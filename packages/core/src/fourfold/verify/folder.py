@@ -15,8 +15,8 @@ from fourfold.verify.shards import Header, StoredTensor, load_json, read_header
 class Folder:
     """Files, shards and tensors of a folder. Reading it raises only when it is no folder at all.
 
-    ``claims`` is the index's ``weight_map`` (None without an index); ``copies`` are tensors that stand more than once, with
-    both places; ``strays`` are safetensors files that the index does not name; ``escapes`` are index entries
+    ``claims`` is the index's ``weight_map`` (None without an index); ``copies`` are tensors that stand more than
+    once, with both places; ``strays`` are safetensors files that the index does not name; ``escapes`` are index entries
     that are no plain file name, so that nothing under them was opened.
     """
 

@@ -112,7 +112,11 @@ class ModuleView:
     def scale_histogram(self) -> torch.Tensor | None:
         """int64 [256]: how often each byte stands in the block scales; None unless they are float8 with elements."""
         entry = self.parts.get(PARTS[1])
-        return _histogram(self.values[PARTS[1]]) if entry is not None and entry.dtype == "F8_E4M3" and entry.numel else None
+        return (
+            _histogram(self.values[PARTS[1]])
+            if entry is not None and entry.dtype == "F8_E4M3" and entry.numel
+            else None
+        )
 
     @cached_property
     def code_histogram(self) -> torch.Tensor | None:
@@ -128,9 +132,7 @@ class ModuleView:
         layout = self.checkpoint.layout
         if layout is None or not self.well_formed:
             raise ValueError(f"{self.name}: parts do not belong together; ask well_formed first")
-        return NVFP4Weight(
-            self.values[PARTS[0]], self.values[PARTS[1]], layout.from_stored(self.values[PARTS[2]])
-        )
+        return NVFP4Weight(self.values[PARTS[0]], self.values[PARTS[1]], layout.from_stored(self.values[PARTS[2]]))
 
     @cached_property
     def source_weight(self) -> torch.Tensor | None:

@@ -75,7 +75,7 @@ def input_scales_absent(look: Look, checkpoint: Checkpoint) -> None:
     if checkpoint.scheme is not Scheme.W4A16:
         return
     look.count(len(checkpoint.modules))
-    for module, parts in checkpoint.modules.items():
+    for parts in checkpoint.modules.values():
         if PARTS[3] in parts:
             look.wrong(
                 parts[PARTS[3]].name, found="an input scale", expected="none, as the scheme is W4A16",
@@ -121,7 +121,11 @@ def nothing_extra(look: Look, checkpoint: Checkpoint) -> None:
     """No tensor that the model has no place for."""
     look.count(len(checkpoint.folder.tensors))
     for name in checkpoint.plain:
-        if not _known(checkpoint, name) and _respelled(checkpoint, name) is None and not _out_of_range(checkpoint, name):
+        if (
+            not _known(checkpoint, name)
+            and _respelled(checkpoint, name) is None
+            and not _out_of_range(checkpoint, name)
+        ):
             look.wrong(
                 name, found="a tensor of no module", expected="no such tensor",
                 message=f"{name} belongs to nothing in this model; a server refuses it or drops it",

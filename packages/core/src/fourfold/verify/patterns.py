@@ -28,7 +28,7 @@ def matcher(pattern: str, layout: str) -> Callable[[str], bool]:
     try:
         compiled = re.compile(expression)
     except re.error:
-        return lambda name: False
+        return frozenset[str]().__contains__
     return lambda name: compiled.match(name) is not None
 
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from fourfold.checkpoint.index import is_side_file
+from fourfold.checkpoint.index import CONFIG_FILE, is_side_file
 from fourfold.config import KVCache
 from fourfold.manifest import MANIFEST_FILE, Fate, Manifest, sha256_file
-from fourfold.verify.config import states_fp8_kv, stated_scheme
+from fourfold.verify.config import stated_scheme, states_fp8_kv
 
 if TYPE_CHECKING:
     from fourfold.verify.checkpoint import Checkpoint
@@ -87,10 +87,14 @@ def fates_true(look: Look, checkpoint: Checkpoint) -> None:
                 name, found="unquantized", expected="quantized, as recorded", message=f"{name} is recorded as quantized"
             )
         if fate.fate is Fate.DROPPED and not fate.reason:
-            look.wrong(name, found="no reason", expected="a reason", message=f"{name} is recorded as dropped without one")
+            look.wrong(
+                name, found="no reason", expected="a reason", message=f"{name} is recorded as dropped without one"
+            )
     if checkpoint.source is not None:
         for name in sorted(checkpoint.source.index.tensors.keys() - _manifest(checkpoint).tensors.keys()):
-            look.wrong(name, found="no fate", expected="kept, quantized or dropped", message=f"{name} is unaccounted for")
+            look.wrong(
+                name, found="no fate", expected="kept, quantized or dropped", message=f"{name} is unaccounted for"
+            )
 
 
 def recipe_agrees(look: Look, checkpoint: Checkpoint) -> None:
@@ -111,19 +115,21 @@ def fallbacks_named(look: Look, checkpoint: Checkpoint) -> None:
     for name in (*manifest.rare_modules, *manifest.transformed):
         look.count()
         if name not in checkpoint.module_names:
-            look.wrong(name, found="no such module", expected="a module", message=f"{name} is recorded but does not exist")
+            look.wrong(
+                name, found="no such module", expected="a module", message=f"{name} is recorded but does not exist"
+            )
 
 
 def source_recorded(look: Look, checkpoint: Checkpoint) -> None:
-    """The source's recorded side files are beside the weights with their recorded sha256, and so is the given source."""
+    """Side files, and the given source's config and side files, have the sha256 recorded of the source."""
+    folders = [(checkpoint.path, checkpoint.folder.files, False)]
+    if checkpoint.source is not None:
+        folders.append((checkpoint.source.path, checkpoint.source.folder.files, True))
     for name, digest in _manifest(checkpoint).source_files.items():
-        here = is_side_file(name)
-        for folder, files in (
-            (checkpoint.path if here else None, checkpoint.folder.files),
-            (checkpoint.source.path if checkpoint.source else None, checkpoint.source.folder.files if checkpoint.source else ()),
-        ):
-            if folder is None or name not in files or (not here and name.endswith(".safetensors")):
-                continue  # absent side files have rules of their own; the source's weights are compared by value
+        for folder, files, is_source in folders:
+            # Absent side files have rules of their own, and the source's weights are compared by value.
+            if name not in files or not (is_side_file(name) or (is_source and name == CONFIG_FILE)):
+                continue
             look.count()
             found = sha256_file(folder / name)
             if found != digest:

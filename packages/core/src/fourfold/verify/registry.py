@@ -1,7 +1,7 @@
 """All rules: the one table that the verifier, the command line and the documentation read.
 
-Ids are never used twice and never change; a rule that goes leaves a gap. The tens say the subject: 00 files, 02 names and
-experts, 04 shapes, 05 scales, 07 codes, 08 values, 10 config, 12 side files, 13 manifest.
+Ids are never used twice and never change; a rule that goes leaves a gap. The tens say the subject: 00 files, 02
+names and experts, 04 shapes, 05 scales, 07 codes, 08 values, 10 config, 12 side files, 13 manifest.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Rules about shapes, scales, codes and decoded values; the order of the misfit rules is the order they are tried in."""
+"""Rules about shapes, scales, codes and decoded values; misfit rules are tried in this order."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ SCALE_RULES: tuple[Rule, ...] = (
     Rule(
         id="FF062", phase=Phase.END, check=scales.groups_share_global_scale, needs=(Need.MODEL,),
         title="fused linears share one global scale",
-        why="vLLM takes gate's for gate and up, and the largest or smallest of q, k, v; the others are off by the ratio.",
+        why="vLLM takes gate's for gate and up, and the largest or smallest of q, k, v.",
     ),
     Rule(
         id="FF063", phase=Phase.END, check=scales.groups_share_input_scale, needs=(Need.MODEL,),

@@ -3,9 +3,9 @@
 Directions and ranges. Canonical scales multiply on decode: ``global_scale = amax / 2688`` (6 x 448). A model's
 weights have an amax of some 0.01 to 100, so global scales lie between 1e-6 and 0.1, and their reciprocals between
 10 and 1e6: a global scale over 1 would mean a weight over 2688. Inputs of linears have an amax of some 0.1 to 10,000
-(ModelOpt can pin it to 2688, a scale of 1), so input scales lie between 1e-5 and 4; the reciprocal of one under 0.01 is over
-100, an amax of 268,800, more than half precision can hold. Single activations may still be large, so the direction
-of input scales is told by the median, and single ones by their distance from it.
+(ModelOpt can pin it to 2688, a scale of 1), so input scales lie between 1e-5 and 4; the reciprocal of one under
+0.01 is over 100, an amax of 268,800, more than half precision can hold. Single activations may still be large, so
+the direction of input scales is told by the median, and single ones by their distance from it.
 """
 
 from __future__ import annotations
@@ -244,7 +244,7 @@ def _shared(look: Look, checkpoint: Checkpoint, part: str, consequence: str) -> 
             values = ", ".join(f"{name.rpartition('.')[2]} {value:.9g}" for name, value in scales.items())
             look.wrong(
                 group, found=values, expected="one value",
-                message=f"{group}: {part} differs by a factor {high / low:.4g}; a server fuses these linears: {consequence}",
+                message=f"{group}: {part} differs by a factor {high / low:.4g}; a server fuses these: {consequence}",
             )  # fmt: skip
 
 

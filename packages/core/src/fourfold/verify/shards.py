@@ -18,7 +18,7 @@ from collections import OrderedDict
 from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from fourfold.checkpoint.index import DTYPE_BYTES, TensorEntry
 from fourfold.errors import CheckpointError
@@ -176,7 +176,7 @@ class TensorReader:
         self._files: OrderedDict[str, int] = OrderedDict()
         self.bytes_read = 0
 
-    def __enter__(self) -> TensorReader:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -68,7 +68,10 @@ def _present(look: Look, checkpoint: Checkpoint, names: tuple[str, ...], what: s
     look.count()
     if not any(name in checkpoint.folder.files for name in names):
         look.wrong(
-            names[0], found="absent", expected=what, message=f"{what} is missing ({' or '.join(names)}); copy the source's"
+            names[0],
+            found="absent",
+            expected=what,
+            message=f"{what} is missing ({' or '.join(names)}); copy the source's",
         )
 
 

@@ -17,8 +17,10 @@ BEGIN, END = "<!-- rules: begin -->", "<!-- rules: end -->"
 def render_rules() -> str:
     """A Markdown table: id, title, why a server cares, what the rule cannot do without."""
     lines = ["| rule | what holds | why a server cares | skipped when |", "|---|---|---|---|"]
-    for rule in sorted(RULES, key=lambda rule: rule.id):
-        lines.append(f"| {rule.id} | {rule.title} | {rule.why} | {'; '.join(map(str, rule.needs)) or '-'} |")
+    lines += [
+        f"| {rule.id} | {rule.title} | {rule.why} | {'; '.join(map(str, rule.needs)) or '-'} |"
+        for rule in sorted(RULES, key=lambda rule: rule.id)
+    ]
     return "\n".join(lines) + "\n"
 
 

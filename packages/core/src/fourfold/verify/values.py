@@ -94,6 +94,6 @@ def blocks_within_bound(look: Look, module: ModuleView) -> None:
     look.wrong(
         module.name, found=f"block {block} of row {row} is off by {100 * error:.0f} %",
         expected=f"at most {100 * MAX_BLOCK_ERROR:.0f} %",
-        message=f"{module.name}: {fit.num_bad_blocks} of {fit.num_blocks} blocks do not decode to the source's weights; "
+        message=f"{module.name}: {fit.num_bad_blocks} of {fit.num_blocks} blocks do not decode to the source; "
         "block scales or codes were damaged",
     )  # fmt: skip
