@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from fourfold.demo.check import DemoModelError, check_model_folder
 from fourfold.demo.tasks import TASKS, Problem, get_task
 
 #: The model's name wherever a model folder or hub id is taken.
@@ -33,5 +34,16 @@ def held_out(task: str, count: int = HELD_OUT_COUNT) -> list[Problem]:
     return get_task(task).generate("test", count, HELD_OUT_SEED)
 
 
-__all__ = ["HELD_OUT_COUNT", "HELD_OUT_SEED", "MODEL_NAME", "MODEL_PATH", "TASKS", "Problem", "get_task", "held_out",
-           "model_path"]
+__all__ = [
+    "HELD_OUT_COUNT",
+    "HELD_OUT_SEED",
+    "MODEL_NAME",
+    "MODEL_PATH",
+    "TASKS",
+    "DemoModelError",
+    "Problem",
+    "check_model_folder",
+    "get_task",
+    "held_out",
+    "model_path",
+]

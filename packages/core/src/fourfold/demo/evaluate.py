@@ -35,7 +35,7 @@ def wilson_interval(correct: int, count: int) -> tuple[float, float] | None:
     return max(0.0, centre - half), min(1.0, centre + half)
 
 
-def _model_inputs(processor: Any, problems: list[Problem], device: torch.device) -> dict[str, torch.Tensor]:
+def model_inputs_of(processor: Any, problems: list[Problem], device: torch.device) -> dict[str, torch.Tensor]:
     """One batch of prompts of one medium as the processor encodes them, padded on the left."""
     texts = [processor.apply_chat_template(p.messages, add_generation_prompt=True, tokenize=False) for p in problems]
     media: dict[str, Any] = {}
@@ -68,7 +68,7 @@ def respond(model: Any, processor: Any, problems: list[Problem], batch_size: int
     responses: list[str] = []
     for start in range(0, len(problems), batch_size):
         batch = problems[start : start + batch_size]
-        inputs = _model_inputs(processor, batch, model.device)
+        inputs = model_inputs_of(processor, batch, model.device)
         output = model.generate(
             **inputs,
             max_new_tokens=get_task(batch[0].task).max_new_tokens,
@@ -89,7 +89,7 @@ def score(task_name: str, problems: list[Problem], responses: list[str]) -> dict
     correct = 0
     for problem, response in zip(problems, responses, strict=True):
         verdict = task.check(problem, response)
-        asked.update(verdict)
+        asked.update(verdict.keys())
         right.update(part for part, holds in verdict.items() if holds)
         correct += all(verdict.values())
     interval = wilson_interval(correct, len(problems))

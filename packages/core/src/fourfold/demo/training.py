@@ -190,6 +190,7 @@ class Pace:
     workers: int = 0
     validate_every: int = 1000
     validation_count: int = 200
+    """Problems of each task; 0 leaves validation out."""
     checkpoint_every: int = 500
 
 
@@ -207,7 +208,7 @@ def train(trainer: Trainer, pace: Pace) -> bool:
             if trainer.step % _LOG_EVERY == 0 or last:
                 entry: dict[str, Any] = {"step": trainer.step, "seconds": round(trainer.seconds, 1)}
                 entry |= {name: round(float(value), 4) for name, value in shown.items()}
-                if trainer.step % pace.validate_every == 0 or last:
+                if pace.validation_count and (trainer.step % pace.validate_every == 0 or last):
                     watch.pause()
                     entry["validation"] = trainer.validate(pace.validation_count)
                 trainer.curve.append(entry)
