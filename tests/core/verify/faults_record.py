@@ -35,7 +35,7 @@ RECORD_FAULTS = (
         manifest=True,
         also=("FF124", "FF136"),
     ),
-    Fault("a file added after the write", "FF131", after=write("README.md", "# x"), manifest=True),
+    Fault("a file added after the write", "FF131", after=write("added.json", "{}"), manifest=True),
     Fault("a recorded file is gone", "FF131", after=remove("special_tokens_map.json"), manifest=True, also=("FF124",)),
     Fault("a module recorded that is not there", "FF132", after=record_module(f"{TEXT}.9.mlp.up_proj"), manifest=True),
     Fault("a module not recorded", "FF132", after=manifest(lambda m: m["quantized_modules"].pop()), manifest=True),

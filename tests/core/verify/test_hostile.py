@@ -93,6 +93,24 @@ def test_json_that_is_too_large(tmp_path: Path) -> None:
         load_json(path)
 
 
+@pytest.mark.parametrize("depth", [33, 400, 900, 100_000])
+def test_json_that_is_nested_deep(depth: int, editable: Callable[..., Editable]) -> None:
+    folder = editable(Variant(MODELOPT.name)).folder
+    (folder / "config.json").write_text('{"a":' * depth + "1" + "}" * depth, encoding="utf-8")
+    assert "FF011" in verify_checkpoint(folder).num_findings
+    nest = '{"x":{"dtype":"U8","data_offsets":[0,1],"shape":' + "[" * depth + "]" * depth + "}}"
+    (folder / "model.safetensors").write_bytes(len(nest).to_bytes(8, "little") + nest.encode() + b"0")
+    assert "FF002" in verify_checkpoint(folder).num_findings
+
+
+def test_a_card_a_licence_and_hidden_files_are_no_fault(editable: Callable[..., Editable]) -> None:
+    folder = editable(Variant(MODELOPT.name), manifest=True).folder
+    for name in ("README.md", "LICENSE", ".gitattributes", ".cache/huggingface/download/x.metadata"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text("x", encoding="utf-8")
+    assert verify_checkpoint(folder).ok
+
+
 def test_a_number_of_many_digits(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"a": ' + "9" * 10_000 + "}", encoding="utf-8")
     with pytest.raises(CheckpointError, match="not valid JSON"):

@@ -68,7 +68,7 @@ class _Pass:
                 self._read(reader)
             finally:
                 if checkpoint.source is not None:
-                    checkpoint.source.reader.__exit__()
+                    checkpoint.source.reader.close()
         self._call(Phase.END, checkpoint)
         looks = [self._looks[rule.id] for rule in sorted(RULES, key=lambda rule: rule.id) if rule.id in self._looks]
         return VerifyReport(

@@ -47,7 +47,10 @@ def read_folder(path: Path) -> Folder:
     if not path.is_dir():
         raise CheckpointError(f"{path}: no such folder")
     try:
-        files = tuple(sorted(str(p.relative_to(path)) for p in path.rglob("*") if p.is_symlink() or not p.is_dir()))
+        found = (p for p in path.rglob("*") if p.is_symlink() or not p.is_dir())
+        names = (p.relative_to(path) for p in found)
+        # Hidden ones belong to git and to the hub's download cache; no loader reads them.
+        files = tuple(sorted(str(name) for name in names if not any(part.startswith(".") for part in name.parts)))
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be listed ({error.strerror})") from None
     folder = Folder(path, files)

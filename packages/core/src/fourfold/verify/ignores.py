@@ -72,7 +72,8 @@ def ignore_entries_match(look: Look, checkpoint: Checkpoint) -> None:
     for pattern in checkpoint.ignore_patterns():
         look.count()
         covers = matcher(pattern, checkpoint.layout.name)
-        if pattern not in LINEAR_CLASSES and not any(map(covers, checkpoint.module_names)):
+        known = pattern in checkpoint.module_names or pattern in LINEAR_CLASSES
+        if not known and not any(map(covers, checkpoint.module_names)):
             look.wrong(
                 f"{_IGNORE}: {pattern}", found="matches no module", expected="a module of this model",
                 message=f"{pattern!r} matches nothing: the list was written for other names, so what it meant is not "

@@ -14,6 +14,10 @@ if TYPE_CHECKING:
     from fourfold.verify.rule import Look
 
 
+#: What a publisher adds beside a finished checkpoint, with the model card (``*.md``).
+_PUBLISHED = ("LICENSE", "NOTICE", "USE_POLICY")
+
+
 def _manifest(checkpoint: Checkpoint) -> Manifest:
     if checkpoint.manifest is None:
         raise ValueError("a manifest rule was called without a manifest")
@@ -33,7 +37,7 @@ def manifest_belongs(look: Look, checkpoint: Checkpoint) -> None:
 
 
 def file_hashes(look: Look, checkpoint: Checkpoint) -> None:
-    """Every file has the recorded sha256; none is missing, and none is there that the manifest does not record."""
+    """Every file has the recorded sha256; none is missing, and none but a card or licence was added."""
     recorded = _manifest(checkpoint).files
     present = {name for name in checkpoint.folder.files if name != MANIFEST_FILE}
     for name, digest in recorded.items():
@@ -53,6 +57,8 @@ def file_hashes(look: Look, checkpoint: Checkpoint) -> None:
                 message=f"{name} was changed or damaged after it was written",
             )  # fmt: skip
     for name in sorted(present - recorded.keys()):
+        if name.startswith(_PUBLISHED) or name.endswith(".md"):
+            continue
         look.wrong(
             name, found="a file that is not recorded", expected="only recorded files",
             message=f"{name} was added after the checkpoint was written",

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 MAX_HEADER_BYTES = 100_000_000
 #: Largest JSON file read whole (tokenizers are compared byte by byte instead).
 MAX_JSON_BYTES = 64 * 2**20
+#: A config has four levels, a header three.
+MAX_JSON_DEPTH = 32
 _LENGTH_BYTES = 8
 _MAX_OPEN_FILES = 8
 
@@ -88,8 +90,8 @@ def _parse(text: bytes, header: Header, file: str, *, data_bytes: int) -> None:
     except (ValueError, RecursionError) as error:
         header.faults.append(f"has a header that is no JSON in UTF-8 ({_short(error)})")
         return
-    if not isinstance(table, dict):
-        header.faults.append("has a header that is no JSON object")
+    if not isinstance(table, dict) or _is_deep(table):
+        header.faults.append("has a header that is no flat JSON object")
         return
     metadata = table.pop("__metadata__", {})
     if isinstance(metadata, dict):
@@ -159,13 +161,27 @@ def load_json(path: Path) -> Any:
             raise CheckpointError(f"{path}: no regular file")
         if status.st_size > MAX_JSON_BYTES:
             raise CheckpointError(f"{path}: {status.st_size} bytes of JSON; the limit is {MAX_JSON_BYTES}")
-        return json.loads(path.read_bytes().decode("utf-8"))
+        content = json.loads(path.read_bytes().decode("utf-8"))
     except FileNotFoundError:
         raise CheckpointError(f"{path}: not there") from None
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read ({error.strerror or error})") from None
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: not valid JSON ({_short(error)})") from None
+    if _is_deep(content):
+        raise CheckpointError(f"{path}: JSON nested deeper than {MAX_JSON_DEPTH} levels")
+    return content
+
+
+def _is_deep(value: object) -> bool:
+    """Whether JSON is nested so deep that comparing or printing it could exhaust the stack."""
+    level = [value]
+    for _ in range(MAX_JSON_DEPTH):
+        inner = [item for item in level if isinstance(item, (dict, list))]
+        if not inner:
+            return False
+        level = [v for item in inner for v in (item.values() if isinstance(item, dict) else item)]
+    return True
 
 
 class TensorReader:
@@ -180,6 +196,10 @@ class TensorReader:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the open files."""
         while self._files:
             os.close(self._files.popitem()[1])
 
