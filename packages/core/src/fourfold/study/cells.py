@@ -54,7 +54,7 @@ def expand(study: Study, registry: Registry) -> tuple[tuple[Cell, ...], list[str
         except FourfoldError as error:
             problems.append(f"{choice.name}: {error}")
     _find_repeats(cells, problems)
-    first = {}
+    first: dict[str, int] = {}
     for cell in cells:
         first.setdefault(cell.stage_key, len(first))
     return tuple(sorted(cells, key=lambda cell: first[cell.stage_key])), problems

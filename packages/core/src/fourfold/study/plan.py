@@ -11,7 +11,7 @@ from fourfold.checkpoint.atomic import require_space
 from fourfold.environments import ensure_environment
 from fourfold.errors import ConfigError, FourfoldError
 from fourfold.plan import QuantizeConfig, QuantizePlan, plan_quantize, plan_quantizer, plan_unfuser
-from fourfold.plugins import Registry, Role
+from fourfold.plugins import Environment, Registry, Role
 from fourfold.progress import Progress
 from fourfold.study.cells import Cell, expand
 from fourfold.study.spec import Study
@@ -62,7 +62,7 @@ def plan_study(study: Study, registry: Registry) -> StudyPlan:
 
 def prepare(plan: StudyPlan, todo: Iterable[Cell], output: Path, progress: Progress) -> None:
     """Make missing environments and see that the disk holds the cells still to run: artifacts, checkpoints."""
-    environments = {}
+    environments: dict[Environment | None, None] = {}
     needed: dict[str, int] = {}
     for cell in todo:
         quantize = plan.plans[cell.name]
