@@ -1,0 +1,1 @@
+"""Example backend: weights alone, their largest values clipped."""
