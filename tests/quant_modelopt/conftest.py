@@ -19,8 +19,6 @@ from fourfold.checkpoint.index import TensorFolder
 
 from .jobs import FIRST_RUN, SECOND_RUN
 
-ROOT = Path(__file__).parents[2]
-PYTHON = ROOT / ".venvs" / "modelopt" / "bin" / "python"
 SCRIPT = Path(__file__).parent / "toolchain.py"
 
 
@@ -66,16 +64,14 @@ class Runs:
         return Result(self._folder / name)
 
 
-def run_jobs(folder: Path, model: Path, jobs: list[dict[str, Any]], *, make_model: bool) -> Runs:
+def run_jobs(python: Path, folder: Path, model: Path, jobs: list[dict[str, Any]], *, make_model: bool) -> Runs:
     """Do ``jobs`` in ModelOpt's environment; fails with the tail of the log."""
-    if not PYTHON.exists():
-        pytest.fail(f"{PYTHON} is not there; set it up with: uv run fourfold setup modelopt")
     folder.mkdir()
     spec = folder / "jobs.json"
     spec.write_text(json.dumps({"model": str(model), "make_model": make_model, "jobs": jobs}))
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("PYTHON", "VIRTUAL_ENV"))}
     done = subprocess.run(
-        [PYTHON, SCRIPT, spec],
+        [python, SCRIPT, spec],
         capture_output=True,
         text=True,
         check=False,
@@ -91,12 +87,12 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def runs(work: Path) -> Runs:
+def runs(environments: dict[str, Path], work: Path) -> Runs:
     """The jobs of :data:`FIRST_RUN`, on a small random model made for them."""
-    return run_jobs(work / "first", work / "model", FIRST_RUN, make_model=True)
+    return run_jobs(environments["modelopt"], work / "first", work / "model", FIRST_RUN, make_model=True)
 
 
 @pytest.fixture(scope="session")
-def second_runs(runs: Runs, work: Path) -> Runs:
+def second_runs(environments: dict[str, Path], runs: Runs, work: Path) -> Runs:
     """A second process on the same model: repetitions and refusals."""
-    return run_jobs(work / "second", runs.model.path, SECOND_RUN, make_model=False)
+    return run_jobs(environments["modelopt"], work / "second", runs.model.path, SECOND_RUN, make_model=False)

@@ -18,17 +18,17 @@ from fourfold_modelopt.options import ModelOptOptions
 
 
 @pytest.fixture(scope="module")
-def registry() -> Registry:
+def own_registry() -> Registry:
     return Registry(build_plugin_manager([hooks]))
 
 
-def test_one_entry_in_every_role(registry: Registry) -> None:
-    quantizer = registry.quantizer("modelopt")
+def test_one_entry_in_every_role(own_registry: Registry) -> None:
+    quantizer = own_registry.quantizer("modelopt")
     assert quantizer.options is ModelOptOptions
     assert quantizer.unfusers == ("modelopt", "reference")
     for role in (Role.UNFUSER, Role.QUANTIZER):
-        assert registry.get(role, "modelopt").environment == hooks.MODELOPT
-    assert registry.get(Role.EXPORTER, "modelopt").environment is None
+        assert own_registry.get(role, "modelopt").environment == hooks.MODELOPT
+    assert own_registry.get(Role.EXPORTER, "modelopt").environment is None
 
 
 def test_the_installed_distribution_declares_the_plugin() -> None:
@@ -36,15 +36,15 @@ def test_the_installed_distribution_declares_the_plugin() -> None:
     assert entry_point.load() is hooks
 
 
-def test_unfuser_and_exporter_load_without_the_toolchain(registry: Registry) -> None:
-    assert issubclass(registry.load(Role.UNFUSER, "modelopt"), Unfuser)
-    assert issubclass(registry.load(Role.EXPORTER, "modelopt"), Exporter)
+def test_unfuser_and_exporter_load_without_the_toolchain(own_registry: Registry) -> None:
+    assert issubclass(own_registry.load(Role.UNFUSER, "modelopt"), Unfuser)
+    assert issubclass(own_registry.load(Role.EXPORTER, "modelopt"), Exporter)
 
 
 @pytest.mark.skipif(importlib.util.find_spec("modelopt") is not None, reason="ModelOpt is installed here")
-def test_quantizer_says_how_to_get_its_toolchain(registry: Registry) -> None:
+def test_quantizer_says_how_to_get_its_toolchain(own_registry: Registry) -> None:
     with pytest.raises(MissingEnvironmentError, match=r"needs modelopt.*uv run fourfold setup modelopt"):
-        registry.load(Role.QUANTIZER, "modelopt")
+        own_registry.load(Role.QUANTIZER, "modelopt")
 
 
 def test_registering_imports_nothing_heavy() -> None:

@@ -7,8 +7,7 @@ import torch
 from torch import nn
 
 from fourfold.config import Options, Recipe
-from fourfold.errors import ConfigError, DeviceError, ModelError
-from fourfold_modelopt.loading import require_device
+from fourfold.errors import ConfigError, ModelError
 from fourfold_modelopt.options import ModelOptOptions
 from fourfold_modelopt.unfuser import ModelOptUnfuser
 
@@ -82,27 +81,6 @@ def test_options_survive_json() -> None:
     assert ModelOptOptions.parse(options.model_dump(mode="json"), where="quantizer") == options
 
 
-@pytest.mark.parametrize("device", ["gpu", "cuda:x", "auto:1", "mps"])
-def test_unknown_devices(device: str) -> None:
-    with pytest.raises(ConfigError, match=f"unknown device '{device}'; use cpu, cuda, cuda:N or auto"):
-        require_device(device)
-
-
-@pytest.mark.parametrize("device", ["cuda", "cuda:0", "auto"])
-def test_no_cuda_device(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(DeviceError, match=f"device {device} was asked for, and there is no CUDA device here"):
-        require_device(device)
-
-
-def test_too_few_cuda_devices(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    require_device("cuda:1")
-    with pytest.raises(DeviceError, match="device cuda:2 was asked for, and there are 2 CUDA devices"):
-        require_device("cuda:2")
-
-
 @pytest.mark.parametrize(
     ("job", "kind", "message"),
     [
@@ -114,7 +92,6 @@ def test_too_few_cuda_devices(monkeypatch: pytest.MonkeyPatch) -> None:
         ("too-rare", "QuantizationError", "saw 100000 calibration tokens; calibrate on more samples"),
         ("gptq-fused", "ConfigError", "use --unfuser reference"),
         ("half-a-pair", "ConfigError", "experts.3.gate_proj is to be quantized without its partner"),
-        ("no-cuda", "DeviceError", "there is no CUDA device here; use --device cpu"),
         ("no-tokens", "ConfigError", "an FP8 KV cache needs calibration tokens, and this job has none"),
         (
             "no-hessian-tokens",

@@ -1,4 +1,4 @@
-"""Loading the model in BF16 onto the asked device, and saying clearly when that device is not there."""
+"""Loading the model in BF16 onto the asked device, whole."""
 
 from __future__ import annotations
 
@@ -6,28 +6,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from fourfold.errors import ConfigError, DeviceError
+from fourfold.errors import DeviceError
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from transformers import PreTrainedModel
-
-
-def require_device(device: str) -> None:
-    """:class:`DeviceError` when ``device`` (``cpu``, ``cuda``, ``cuda:N``, ``auto``) is absent here."""
-    if device == "cpu":
-        return
-    kind, _, index = device.partition(":")
-    if kind not in ("cuda", "auto") or (index and not index.isdecimal()) or (kind == "auto" and index):
-        raise ConfigError(f"unknown device {device!r}; use cpu, cuda, cuda:N or auto")
-    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if count == 0:
-        raise DeviceError(f"device {device} was asked for, and there is no CUDA device here; use --device cpu")
-    if index and int(index) >= count:
-        raise DeviceError(
-            f"device {device} was asked for, and there are {count} CUDA devices (cuda:0 to cuda:{count - 1})"
-        )
 
 
 def load_model(path: Path, config: Any, device: str) -> PreTrainedModel:

@@ -15,7 +15,7 @@ from fourfold_modelopt.coverage import apply_rare_rule, record_weights_without_i
 from fourfold_modelopt.groups import share_scales
 from fourfold_modelopt.harvest import attention_modules, write_kv_scales, write_weights
 from fourfold_modelopt.linears import QuantizedLinear, enable, find_linears, require_whole_pairs
-from fourfold_modelopt.loading import load_model, require_device
+from fourfold_modelopt.loading import load_model
 from fourfold_modelopt.options import ModelOptOptions
 from fourfold_modelopt.passes import CalibrationPasses
 from fourfold_modelopt.search import LocalHessians, search_block_scales
@@ -75,7 +75,6 @@ class ModelOptQuantizer(Quantizer[ModelOptOptions]):
         """Everything that can be refused before the model is loaded."""
         self.options.check(job.recipe, job.device)
         self.options.check_unfuser(job.unfuser_name)
-        require_device(job.device)
         if job.unfuser_name == "modelopt":
             require_whole_pairs(job.targets)
         if job.tokens is None and (self.options.needs_tokens or job.recipe.kv_cache is KVCache.FP8):
