@@ -7,6 +7,8 @@ known, and the caller renames the folder (:func:`fourfold.checkpoint.atomic.repl
 from __future__ import annotations
 
 import json
+import os
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -48,10 +50,14 @@ class ShardWriter:
         self.total_bytes += tensor.nbytes
 
     def _flush(self) -> None:
+        from safetensors import SafetensorError
         from safetensors.torch import save_file
 
         path = self._folder / f"shard-{len(self._shards) + 1:05d}.partial"
-        save_file(self._pending, path, metadata={"format": "pt"})
+        try:
+            save_file(self._pending, path, metadata={"format": "pt"})
+        except SafetensorError as error:
+            raise _as_os_error(error, path) from error
         # safetensors makes its files private; a checkpoint is as readable as its other files.
         path.chmod(0o644)
         self._shards.append((path, tuple(self._pending)))
@@ -75,3 +81,9 @@ class ShardWriter:
         text = json.dumps(index, indent=2, sort_keys=True) + "\n"
         (self._folder / "model.safetensors.index.json").write_text(text, encoding="utf-8")
         return tuple(files)
+
+
+def _as_os_error(error: Exception, path: Path) -> Exception:
+    """The operating system's own error (a full disk, a lost permission), which safetensors wraps in text."""
+    match = re.search(r"os error (\d+)", str(error))
+    return OSError(int(match[1]), os.strerror(int(match[1])), str(path)) if match else error

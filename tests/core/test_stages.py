@@ -1,0 +1,182 @@
+"""Stages: reuse by content, errors brought back whole, folders whole or not at all. The reference quantizer runs them."""
+
+from __future__ import annotations
+
+import os
+import re
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from fourfold.checkpoint.atomic import atomic_folder, require_space
+from fourfold.errors import ConfigError, OutputError, StageError
+from fourfold.progress import NoProgress
+from fourfold.stages.process import describe_death, run_in_process
+from fourfold.stages.request import QuantizeRequest
+from fourfold.stages.store import StageStore
+
+FOURFOLD = str(Path(sys.executable).parent / "fourfold")
+QUICK = ("--quantizer", "reference", "--scheme", "W4A16")
+
+
+def request(output: Path, **changes) -> QuantizeRequest:
+    from fourfold.config import Recipe, Scheme
+    from fourfold.demo import model_path
+    from fourfold.manifest import Component
+
+    fields = {
+        "model_path": model_path(), "source_files": {}, "tokens_path": None, "tokens_sha256": None, "output": output,
+        "recipe": Recipe(scheme=Scheme.W4A16, targets="attention-bf16", exclude=("*.experts.*",)),
+        "unfuser": Component(name="reference"), "quantizer": Component(name="reference"), "batch_size": 1,
+        "device": "cpu", "seed": 0,
+    }  # fmt: skip
+    return QuantizeRequest(**fields | changes)
+
+
+def test_a_stage_reports_progress_and_leaves_its_artifact(tmp_path):
+    seen = []
+
+    class Recorder(NoProgress):
+        def begin(self, task, *, total, unit):
+            seen.append((task, total))
+
+        def advance(self, amount=1):
+            seen.append(amount)
+
+    (tmp_path / "artifact").mkdir()
+    run_in_process(Path(sys.executable), request(tmp_path / "artifact"), tmp_path / "log", Recorder())
+    assert ("quantize weights", 18) in seen
+    assert sum(item for item in seen if isinstance(item, int)) == 18
+    assert (tmp_path / "artifact" / "manifest.json").is_file()
+
+
+def test_a_stages_own_error_comes_back_with_its_type_and_text(tmp_path):
+    from fourfold.manifest import Component
+
+    wrong = request(tmp_path, quantizer=Component(name="reference", options={"algorithm": "magic"}))
+    with pytest.raises(ConfigError, match=r"quantizer\.algorithm: should be 'max' \(given: 'magic'\)"):
+        run_in_process(Path(sys.executable), wrong, tmp_path / "log", NoProgress())
+
+
+def test_a_crash_shows_the_end_of_its_log(tmp_path):
+    with pytest.raises(StageError, match=r"the stage failed \(exit code 1\); the last lines of .*\n.*No module named"):
+        run_in_process(_python_without_fourfold(tmp_path), request(tmp_path), tmp_path / "log", NoProgress())
+
+
+def _python_without_fourfold(folder: Path) -> Path:
+    script = folder / "python"
+    script.write_text(f'#!/bin/sh\nexec {os.path.realpath(sys.executable)} -I -S "$@"\n')
+    script.chmod(0o755)
+    return script
+
+
+def test_death_by_signal_is_named(tmp_path):
+    (tmp_path / "log").write_text("loading\n")
+    message = describe_death(-signal.SIGKILL, tmp_path / "log")
+    assert "was ended by SIGKILL; the machine may be out of memory" in message
+    assert message.endswith("  loading")
+
+
+def test_a_finished_stage_is_found_and_a_damaged_one_is_not(tmp_path):
+    store = StageStore(tmp_path)
+    with store.create("work", {"a": 1}) as (partial, final):
+        (partial / "data").write_text("result")
+    assert store.find("work", {"a": 1}) == final
+    assert store.find("work", {"a": 2}) is None
+    (final / "data").write_text("tampered")
+    assert store.find("work", {"a": 1}) is None
+    assert not final.exists()
+
+
+def test_a_failed_block_leaves_nothing(tmp_path):
+    with pytest.raises(RuntimeError), atomic_folder(tmp_path / "out") as partial:
+        (partial / "half").write_text("x")
+        raise RuntimeError
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_full_disk_and_taken_folder_are_explained(tmp_path):
+    with pytest.raises(OutputError, match="the disk is full; nothing was left half-written"), atomic_folder(
+        tmp_path / "out"
+    ):
+        raise OSError(28, "No space left on device")
+    with pytest.raises(OutputError, match=r"needs 1000000.00 GB of disk, .* are free there"):
+        require_space(tmp_path / "out", 10**15)
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "mine").write_text("")
+    with pytest.raises(OutputError, match="output folder is not empty; choose another or remove it"), atomic_folder(
+        tmp_path / "out"
+    ):
+        pytest.fail("entered")
+    assert (tmp_path / "out" / "mine").exists()
+
+
+def start(output: Path, stages: Path) -> subprocess.Popen[str]:
+    command = [FOURFOLD, "quantize", "demo", "--output", str(output), "--stages", str(stages), *QUICK]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def wait_for(pattern: str, folder: Path, process: subprocess.Popen[str]) -> None:
+    """Until a path below ``folder`` matches; fails when the process is faster."""
+    while not list(folder.glob(pattern)):
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.002)
+
+
+def stage_processes(stages: Path) -> list[str]:
+    lines = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True).stdout.splitlines()
+    return [line for line in lines if "fourfold.stages.child" in line and str(stages) in line]
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
+def test_a_run_ended_in_any_stage_is_finished_by_the_same_command(tmp_path, cli_json, number):
+    stages, output = tmp_path / "stages", tmp_path / "out"
+    stages.mkdir()
+    for pattern, where in ((".quantize-*.partial/config.json", stages), (".out.partial", tmp_path)):
+        process = start(output, stages)
+        wait_for(pattern, where, process)
+        process.send_signal(number)
+        _, stderr = process.communicate()
+        assert not output.exists()
+        if number == signal.SIGINT:
+            assert process.returncode == 130
+            assert stderr.endswith("interrupted; the same command goes on from the last finished stage\n")
+            assert not list(tmp_path.glob(".*partial"))
+        deadline = time.monotonic() + 10
+        while stage_processes(stages):
+            assert time.monotonic() < deadline, "a stage outlived the run that started it"
+            time.sleep(0.05)
+    result = cli_json("quantize", "demo", "--output", output, "--stages", stages, *QUICK)
+    assert result["exit_code"] == 0
+    assert {s["name"]: s["reused"] for s in result["stages"]} == {"quantize": True, "export": False, "verify": False}
+
+
+def test_a_killed_stage_is_an_error_that_says_so(tmp_path):
+    stages = tmp_path / "stages"
+    stages.mkdir()
+    process = start(tmp_path / "out", stages)
+    wait_for(".quantize-*.partial", stages, process)
+    while subprocess.run(["pkill", "-KILL", "-f", f"fourfold.stages.child {stages}"], check=False).returncode:
+        time.sleep(0.01)
+    _, stderr = process.communicate()
+    assert process.returncode == 2
+    assert "was ended by SIGKILL" in stderr
+    assert not list(stages.glob(".*partial"))
+
+
+def test_a_write_the_system_refuses_is_one_line_and_leaves_nothing(tmp_path):
+    """A limit on file size stands for a full disk: both come from the kernel in the middle of a shard."""
+    stages, limit = tmp_path / "stages", 2**20
+    command = [FOURFOLD, "quantize", "demo", "--output", str(tmp_path / "out"), "--stages", str(stages), *QUICK]
+    result = subprocess.run(
+        command, capture_output=True, text=True, check=False,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
+    )  # fmt: skip
+    assert result.returncode == 2
+    assert re.search(r"fourfold: .*: File too large\n$", result.stderr), result.stderr
+    assert not list(tmp_path.glob("*out*"))
+    assert not list(stages.glob("*quantize-*"))
