@@ -13,8 +13,8 @@ from safetensors.torch import save_file
 from fourfold.artifact import Artifact, ArtifactWriter
 from fourfold.checkpoint.index import TensorFolder
 from fourfold.checkpoint.layouts import LAYOUTS
-from fourfold.checkpoint.write import write_checkpoint
 from fourfold.config import Recipe, Scheme
+from fourfold.export import write_checkpoint
 from fourfold.interfaces.quantizer import QuantizeJob
 from fourfold.models.gemma4 import LinearModule, read_gemma4
 from fourfold.nvfp4 import BlockScalePolicy, NVFP4Weight, encode_scale_from_amax, quantize

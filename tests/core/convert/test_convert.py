@@ -170,7 +170,7 @@ from pathlib import Path
 import torch
 torch.set_num_threads(1)
 from fourfold.checkpoint.layouts import COMPRESSED_TENSORS
-from fourfold.checkpoint.write import write_checkpoint
+from fourfold.export import write_checkpoint
 from fourfold.convert import convert_checkpoint
 from fourfold.hookspecs import hookimpl
 from fourfold.plugins import Entry, Registry, build_plugin_manager

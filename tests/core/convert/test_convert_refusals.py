@@ -13,9 +13,9 @@ from safetensors.torch import load_file, save_file
 
 from fourfold.artifact import Artifact
 from fourfold.checkpoint.layouts import COMPRESSED_TENSORS
-from fourfold.checkpoint.write import write_checkpoint
 from fourfold.config import Recipe
 from fourfold.errors import CheckpointError, ConfigError, OutputError, UnknownNameError
+from fourfold.export import write_checkpoint
 from fourfold.hookspecs import hookimpl
 from fourfold.plugins import Entry, Registry, build_plugin_manager
 from fourfold.progress import NoProgress

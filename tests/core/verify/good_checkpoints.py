@@ -15,8 +15,8 @@ from safetensors.torch import load_file, save_file
 from fourfold.artifact import Artifact, ArtifactWriter
 from fourfold.checkpoint.index import TensorFolder
 from fourfold.checkpoint.layouts import COMPRESSED_TENSORS, LAYOUTS, MODELOPT, Layout
-from fourfold.checkpoint.write import write_checkpoint
 from fourfold.config import KVCache, Recipe, Scheme
+from fourfold.export import write_checkpoint
 from fourfold.interfaces.quantizer import QuantizeJob
 from fourfold.manifest import sha256_files
 from fourfold.models.gemma4 import read_gemma4

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fourfold.checkpoint.layouts import MODELOPT
-from fourfold.checkpoint.write import write_checkpoint
 from fourfold.config import KVCache, Options, Scheme
+from fourfold.export import write_checkpoint
 from fourfold.interfaces.exporter import Exporter
 from fourfold.nvfp4 import BLOCK_SIZE
 

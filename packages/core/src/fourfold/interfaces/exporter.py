@@ -4,7 +4,7 @@ Light by contract: key mapping, scale direction and config only, so it runs with
 A whole minimal plugin::
 
     from fourfold.checkpoint.layouts import MODELOPT
-    from fourfold.checkpoint.write import write_checkpoint
+    from fourfold.export import write_checkpoint
     from fourfold.hookspecs import hookimpl
     from fourfold.interfaces.exporter import Exporter
     from fourfold.plugins import Entry

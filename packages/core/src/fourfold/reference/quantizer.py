@@ -41,11 +41,11 @@ class ReferenceQuantizer(Quantizer[ReferenceQuantizerOptions]):
 
 def _batches(targets: tuple[LinearModule, ...]) -> Iterator[list[tuple[LinearModule, ...]]]:
     """Scale groups of one layer whose members have equal shapes, as many as a batch may hold."""
-    # Members of a group share a layer, and sorting keeps layers in order.
     by_group = sorted(targets, key=lambda module: (module.layer, module.scale_group))
+    groups = [tuple(members) for _, members in groupby(by_group, key=lambda module: module.scale_group)]
     batch: list[tuple[LinearModule, ...]] = []
-    for _, members in groupby(by_group, key=lambda module: module.scale_group):
-        group = tuple(members)
+    # Sorting by shape as well brings a layer's experts together; it is stable, so layers stay in order.
+    for group in sorted(groups, key=_signature):
         numel = sum(module.numel for module in group)
         if batch and (_signature(group) != _signature(batch[0]) or (len(batch) + 1) * numel > _BATCH_WEIGHTS):
             yield batch
