@@ -50,9 +50,7 @@ def test_prompts_are_token_for_token_the_processors(
 
 
 @pytest.mark.parametrize("name", ["vision", "clip"])
-def test_pixels_and_positions_are_the_processors(
-    demo_model: tuple[Any, Any], tokenizer: Tokenizer, name: str
-) -> None:
+def test_pixels_and_positions_are_the_processors(demo_model: tuple[Any, Any], tokenizer: Tokenizer, name: str) -> None:
     _, processor = demo_model
     problem = get_task(name).generate("train", 1, seed=2)[0]
     ours, _, _ = model_inputs(pack_batch(tokenizer, [problem], 512), torch.device("cpu"))
@@ -61,7 +59,8 @@ def test_pixels_and_positions_are_the_processors(
         patches = ours[key].shape[-2]
         torch.testing.assert_close(ours[key], theirs[key][..., :patches, :].to(ours[key].dtype))
         padding = theirs[key][..., patches:, :]
-        assert patches == 256 and (padding == (-1 if "position" in key else 0)).all()
+        assert patches == 256
+        assert (padding == (-1 if "position" in key else 0)).all()
 
 
 def test_documents_in_a_row_do_not_see_each_other(demo_model: tuple[Any, Any], tokenizer: Tokenizer) -> None:
@@ -87,10 +86,12 @@ def test_only_responses_carry_loss(tokenizer: Tokenizer) -> None:
     for name in TASK_NAMES:
         of_task = batch.task_RT == TASK_NAMES.index(name)
         labelled = of_task & (batch.labels_RT != IGNORED)
-        assert labelled.any() and (batch.labels_RT[labelled] == batch.input_ids_RT[labelled]).all()
+        assert labelled.any()
+        assert (batch.labels_RT[labelled] == batch.input_ids_RT[labelled]).all()
         text = tokenizer.decode(batch.input_ids_RT[labelled].tolist(), skip_special_tokens=False)
         assert text.count("<eos>" if name == "prose" else "<turn|>") == MIX[name]
-        assert "<|turn>" not in text and "<|image|>" not in text
+        assert "<|turn>" not in text
+        assert "<|image|>" not in text
     assert (batch.labels_RT[batch.task_RT < 0] == IGNORED).all()
 
 

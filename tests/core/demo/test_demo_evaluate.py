@@ -46,6 +46,5 @@ def test_the_command_prints_one_json_object_a_task(capsys: pytest.CaptureFixture
     lines: list[dict[str, Any]] = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert status == 0
     assert [(line["task"], line["n"], line["split"]) for line in lines] == [("vision", 4, "test"), ("prose", 4, "test")]
-    assert lines[1]["perplexity"] > 1 and lines[1]["nll_standard_error"] > 0
-
-
+    assert lines[1]["perplexity"] > 1
+    assert lines[1]["nll_standard_error"] > 0

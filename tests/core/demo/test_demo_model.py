@@ -69,8 +69,10 @@ def test_tensor_names_and_shapes_are_the_26bs(shapes: dict[str, tuple[int, ...]]
 def test_widths_are_multiples_of_16_and_the_expert_width_an_odd_one(shapes: dict[str, tuple[int, ...]]) -> None:
     quantizable = re.compile(rf"{LAYERS}\.\d+\.(self_attn\.[qkvo]_proj|mlp\..*_proj|experts\..*_proj)")
     widths = {shape[-1] for name, shape in shapes.items() if quantizable.match(name)}
-    assert len(widths) > 2 and all(width % 16 == 0 for width in widths)
-    assert 48 in widths and (48 // 16) % 2 == 1
+    assert len(widths) > 2
+    assert all(width % 16 == 0 for width in widths)
+    assert 48 in widths
+    assert (48 // 16) % 2 == 1
 
 
 def test_every_structural_trait_of_the_26b(demo_model: tuple[Any, Any]) -> None:
@@ -78,18 +80,24 @@ def test_every_structural_trait_of_the_26b(demo_model: tuple[Any, Any]) -> None:
     text = model.config.text_config
     assert type(model).__name__ == "Gemma4ForConditionalGeneration"
     assert (text.enable_moe_block, text.num_experts, text.top_k_experts) == (True, 128, 8)
-    assert text.layer_types[-1] == "full_attention" and set(text.layer_types) == {"sliding_attention", "full_attention"}
-    assert text.attention_k_eq_v is True and text.use_bidirectional_attention == "vision"
+    assert text.layer_types[-1] == "full_attention"
+    assert set(text.layer_types) == {"sliding_attention", "full_attention"}
+    assert text.attention_k_eq_v is True
+    assert text.use_bidirectional_attention == "vision"
     assert text.final_logit_softcapping == 30.0
-    assert text.num_kv_shared_layers == 0 and text.hidden_size_per_layer_input == 0
-    assert model.config.tie_word_embeddings and model.lm_head.weight is model.get_input_embeddings().weight
+    assert text.num_kv_shared_layers == 0
+    assert text.hidden_size_per_layer_input == 0
+    assert model.config.tie_word_embeddings
+    assert model.lm_head.weight is model.get_input_embeddings().weight
     assert model.config.audio_config is None
-    assert len(model.model.vision_tower.encoder.layers) == 3 and model.config.vision_config.standardize
+    assert len(model.model.vision_tower.encoder.layers) == 3
+    assert model.config.vision_config.standardize
     layers = model.model.language_model.layers
     for index, layer in enumerate(layers):
         assert layer.self_attn.head_dim == (64 if index in FULL_LAYERS else 32)
         assert layer.self_attn.is_sliding is (index not in FULL_LAYERS)
-        assert layer.mlp is not None and layer.experts is not None
+        assert layer.mlp is not None
+        assert layer.experts is not None
     assert all(float(layer.layer_scalar) != 1.0 for layer in layers)
     assert len({float(layer.layer_scalar) for layer in layers}) == len(layers), "trained, so no two are equal"
     assert all(layer.router.per_expert_scale.float().std() > 0.01 for layer in layers)

@@ -60,7 +60,8 @@ def test_the_key_of_arithmetic_is_its_chain_so_that_names_cannot_smuggle_a_held_
     retold = [key for key, prompts in by_key.items() if len(prompts) > 1]
     assert retold, "no chain was told twice, so the claim was not tested"
     for key in by_key:
-        assert key.startswith("math:") and not any(name in key for name in ("Tom", "Mia"))
+        assert key.startswith("math:")
+        assert not any(name in key for name in ("Tom", "Mia"))
 
 
 @pytest.mark.parametrize("name", TASKS)
@@ -175,7 +176,8 @@ def test_a_clip_moves_the_way_it_says() -> None:
 @pytest.mark.parametrize("response", ["a red or blue circle", "a red circle square", "red", "circle", ""])
 def test_naming_more_or_less_than_one_colour_and_shape_is_wrong(response: str) -> None:
     problem = Problem("vision", "k", "?", "", metadata={"colour": "red", "shape": "circle"})
-    assert "red" in COLOURS and "circle" in SHAPES
+    assert "red" in COLOURS
+    assert "circle" in SHAPES
     assert not get_task("vision").is_correct(problem, response)
     assert get_task("vision").is_correct(problem, "It is a Red circle.")
 

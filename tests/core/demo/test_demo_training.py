@@ -41,7 +41,8 @@ def test_a_resumed_run_gives_the_uninterrupted_runs_weights(tmp_path: Path, caps
     check_model_folder(whole)
     assert max(path.stat().st_size for path in whole.glob("*.safetensors")) <= 12_000_000
     report = json.loads((whole / "training.json").read_text())
-    assert report["curve"][-1]["step"] == 3 and report["recipe"]["num_steps"] == 3
+    assert report["curve"][-1]["step"] == 3
+    assert report["recipe"]["num_steps"] == 3
     assert all(row["mean"] * 128 == report["tokens_per_expert"][0]["mean"] * 128 for row in report["tokens_per_expert"])
 
 
@@ -62,7 +63,9 @@ def test_stored_buffers_and_every_parameter_learn(tmp_path: Path) -> None:
     with watch_routers(trainer.model) as watch:
         losses = trainer.train_step(make_batch(trainer.batch_recipe(), 0), watch)
     assert losses["loss"] == pytest.approx(7.6, abs=0.6), "an untrained model is about as good as ln(2048)"
-    still = {name for name, master in trainer.optimizer.state()["masters"].items() if torch.equal(master, masters[name])}
+    still = {
+        name for name, master in trainer.optimizer.state()["masters"].items() if torch.equal(master, masters[name])
+    }
     assert not still
 
 
@@ -82,8 +85,10 @@ def test_the_model_computes_with_the_rounded_masters() -> None:
 def test_learning_rate_warms_up_holds_and_falls_to_zero() -> None:
     recipe = Recipe(num_steps=1000, warmup_steps=100, decay_share=0.4, peak_learning_rate=1.0)
     rates = [recipe.learning_rate(step) for step in range(1001)]
-    assert rates[0] == pytest.approx(0.01) and rates[99] == rates[599] == 1.0
-    assert rates[800] == pytest.approx(0.5) and rates[1000] == 0.0
+    assert rates[0] == pytest.approx(0.01)
+    assert rates[99] == rates[599] == 1.0
+    assert rates[800] == pytest.approx(0.5)
+    assert rates[1000] == 0.0
     assert rates == sorted(rates[:100]) + rates[100:600] + sorted(rates[600:], reverse=True)
 
 
@@ -109,5 +114,8 @@ def test_the_balance_loss_is_one_when_even_and_grows_when_not(chosen: list[int],
 
 
 def test_watching_needs_routers() -> None:
-    with pytest.raises(ValueError, match=r"the model has no Gemma 4 router to watch"), watch_routers(torch.nn.Linear(2, 2)):
+    with (
+        pytest.raises(ValueError, match=r"the model has no Gemma 4 router to watch"),
+        watch_routers(torch.nn.Linear(2, 2)),
+    ):
         pass

@@ -123,7 +123,9 @@ def pack_batch(tokenizer: Tokenizer, problems: list[Problem], row_tokens: int) -
             span = slice(start, start + len(document.ids))
             start = span.stop
             ids[index, span], positions[index, span] = document.ids, np.arange(len(document.ids))
-            labels[index, span.start + document.num_prompt_tokens : span.stop] = document.ids[document.num_prompt_tokens :]
+            labels[index, span.start + document.num_prompt_tokens : span.stop] = document.ids[
+                document.num_prompt_tokens :
+            ]
             tasks[index, span] = document.task
             if document.problem.medium != "text":
                 patches = patchify(document.problem.frames())

@@ -92,7 +92,9 @@ def _check_tokenizer(folder: Path, config: Mapping[str, Any]) -> None:
     ids.update({token["content"]: token["id"] for token in tokenizer.get("added_tokens", [])})
     expected = config["text_config"].get("vocab_size")
     if len(ids) != expected:
-        raise DemoModelError(f"{path}: has {len(ids)} tokens, config.json expects {expected}: another model's tokenizer")
+        raise DemoModelError(
+            f"{path}: has {len(ids)} tokens, config.json expects {expected}: another model's tokenizer"
+        )
     for key, token in _TOKEN_KEYS.items():
         if key in config and ids.get(token) != config[key]:
             raise DemoModelError(

@@ -20,12 +20,11 @@ _POST_NORMS = ("post_attention_layernorm", "post_feedforward_layernorm")
 
 def build_model(recipe: Recipe, device: torch.device) -> Any:
     """The untrained model in BF16 on ``device``, in training mode, its experts computed by grouped products."""
-    from transformers import Gemma4Config, Gemma4ForConditionalGeneration
+    from transformers import AutoModelForImageTextToText, Gemma4Config
 
     torch.manual_seed(recipe.seed)
-    model = Gemma4ForConditionalGeneration._from_config(
-        Gemma4Config(**model_config()), dtype=torch.float32, experts_implementation="grouped_mm"
-    )
+    model = AutoModelForImageTextToText.from_config(Gemma4Config(**model_config()), dtype=torch.float32)
+    model.set_experts_implementation("grouped_mm")
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             _initialise(name, parameter, recipe)

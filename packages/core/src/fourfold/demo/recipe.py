@@ -18,7 +18,9 @@ class Recipe:
         default_factory=lambda: MappingProxyType({"math": 160, "instruct": 160, "prose": 48, "vision": 128, "clip": 32})
     )
     task_weights: Mapping[str, float] = field(
-        default_factory=lambda: MappingProxyType({"math": 1.0, "instruct": 1.0, "prose": 0.5, "vision": 1.0, "clip": 1.0})
+        default_factory=lambda: MappingProxyType(
+            {"math": 1.0, "instruct": 1.0, "prose": 0.5, "vision": 1.0, "clip": 1.0}
+        )
     )
     """Weight of each task's mean loss per token: a picture's answer is a few tokens, a story a hundred."""
     row_tokens: int = 512

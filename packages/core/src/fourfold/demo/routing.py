@@ -5,11 +5,13 @@ Shape letters: T tokens, E experts, K experts a token.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
 from torch import nn
+
+_RouterHook = Callable[[nn.Module, object, tuple[torch.Tensor, ...]], None]
 
 
 class RouterWatch:
@@ -64,7 +66,7 @@ def watch_routers(model: nn.Module) -> Iterator[RouterWatch]:
     first = routers[0].proj.weight
     watch = RouterWatch(len(routers), first.shape[0], first.device)
 
-    def hook_of(layer: int):  # type: ignore[no-untyped-def]
+    def hook_of(layer: int) -> _RouterHook:
         def hook(_module: nn.Module, _inputs: object, outputs: tuple[torch.Tensor, ...]) -> None:
             probabilities_TE, _weights, chosen_TK = outputs
             watch.record(layer, probabilities_TE, chosen_TK)

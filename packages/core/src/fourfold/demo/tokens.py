@@ -6,8 +6,9 @@ tokens and the turn format are Gemma 4's.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from fourfold.demo.tasks import TASKS, Problem
 
@@ -98,8 +99,6 @@ def build_tokenizer() -> Tokenizer:
     return tokenizer
 
 
-def _learned_model(learner: Tokenizer) -> dict[str, dict[str, int]]:
-    import json
-
-    model: dict[str, dict[str, int]] = json.loads(learner.to_str())["model"]
+def _learned_model(learner: Tokenizer) -> dict[str, Any]:
+    model: dict[str, Any] = json.loads(learner.to_str())["model"]
     return model

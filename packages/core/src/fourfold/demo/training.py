@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from fourfold.demo.architecture import model_config, write_processor
+from fourfold.demo.architecture import write_processor
 from fourfold.demo.batches import IGNORED, TASK_NAMES, Batch, BatchRecipe, stream_batches
 from fourfold.demo.evaluate import evaluate
 from fourfold.demo.initialisation import build_model
@@ -54,7 +54,10 @@ class Trainer:
     def batch_recipe(self) -> BatchRecipe:
         """What the batches of this run depend on."""
         return BatchRecipe(
-            self.output / "tokenizer.json", dict(self.recipe.problems_per_step), self.recipe.row_tokens, self.recipe.seed
+            self.output / "tokenizer.json",
+            dict(self.recipe.problems_per_step),
+            self.recipe.row_tokens,
+            self.recipe.seed,
         )
 
     def save_checkpoint(self) -> None:
@@ -90,9 +93,10 @@ class Trainer:
         watch.start_pass(tasks >= 0)
         losses = self.task_losses(token_losses(self.model(**inputs).logits, labels), labels, tasks)
         weights = self.recipe.task_weights
-        loss = sum(weights[name] * value for name, value in losses.items()) / sum(weights[name] for name in losses)
+        loss = torch.stack([weights[name] * value for name, value in losses.items()]).sum()
+        loss = loss / sum(weights[name] for name in losses)
         balance = watch.balance_loss()
-        (loss + self.recipe.balance_weight * balance).backward()
+        torch.autograd.backward(loss + self.recipe.balance_weight * balance)
         norm = self.optimizer.step(self.step)
         self.step += 1
         shown = {"loss": loss, "balance": balance, "gradient_norm": norm}
@@ -123,7 +127,9 @@ class Trainer:
 
 def _plain(recipe: Recipe) -> dict[str, Any]:
     """The recipe as JSON would give it back."""
-    content: dict[str, Any] = json.loads(json.dumps({name: dict(value) if isinstance(value, Mapping) else value for name, value in vars(recipe).items()}))
+    content: dict[str, Any] = json.loads(
+        json.dumps({name: dict(value) if isinstance(value, Mapping) else value for name, value in vars(recipe).items()})
+    )
     return content
 
 

@@ -1,8 +1,8 @@
 """demo-math: chained arithmetic word problems, worked out step by step, ending in ``#### answer`` as GSM8K does.
 
-Two to six steps on one running number (add, take away, multiply or share evenly by a single digit, all below 1,000), told as a story in
-which every second problem also mentions numbers that do not matter. The key is the chain of numbers and operations:
-a held-out chain is never trained on under other names.
+Two to six steps on one running number (add, take away, multiply or share evenly by a single digit, all below 1,000),
+told as a story in which every second problem also mentions a number that does not matter. The key is the chain of
+numbers and operations: a held-out chain is never trained on under other names.
 """
 
 from __future__ import annotations

@@ -67,20 +67,20 @@ def _has_word(response: str, word: str) -> int:
 KINDS: dict[str, Kind] = {
     "upper": Kind(
         ("Use capital letters only.", "Write everything in capital letters.", "Your whole answer must be in capitals."),
-        lambda rng: Constraint("upper"),
-        lambda c, response: response.isupper(),
+        lambda _rng: Constraint("upper"),
+        lambda _c, response: response.isupper(),
         frozenset({"lower"}),
     ),
     "lower": Kind(
         ("Use lowercase letters only.", "Write everything in lowercase.", "No capital letters are allowed."),
-        lambda rng: Constraint("lower"),
-        lambda c, response: response.islower(),
+        lambda _rng: Constraint("lower"),
+        lambda _c, response: response.islower(),
         frozenset({"upper"}),
     ),
     "no_comma": Kind(
         ("Do not use any commas.", "Avoid commas.", "There must be no comma in your answer."),
-        lambda rng: Constraint("no_comma"),
-        lambda c, response: "," not in response,
+        lambda _rng: Constraint("no_comma"),
+        lambda _c, response: "," not in response,
     ),
     "end": Kind(
         (
@@ -128,14 +128,14 @@ KINDS: dict[str, Kind] = {
     ),
     "quote": Kind(
         ("Wrap your whole answer in double quotation marks.", "Put the entire answer inside double quotes."),
-        lambda rng: Constraint("quote"),
-        lambda c, response: len(response) > 2 and response[0] == response[-1] == '"',
+        lambda _rng: Constraint("quote"),
+        lambda _c, response: len(response) > 2 and response[0] == response[-1] == '"',
         frozenset({"end", "bullets", "title"}),
     ),
     "title": Kind(
         ("Begin with a title in double angle brackets.", "Start with a title written like <<title>>."),
-        lambda rng: Constraint("title"),
-        lambda c, response: _TITLE.match(response) is not None,
+        lambda _rng: Constraint("title"),
+        lambda _c, response: _TITLE.match(response) is not None,
         frozenset({"quote", "bullets", "sentences"}),
     ),
     "sentences": Kind(

@@ -18,24 +18,52 @@ TOPICS: dict[str, tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]] = {
     "the sea": (("sea", "wave", "ship", "shore"), ("blue", "deep", "wild"), ("rolls slowly", "shines at noon")),
     "the forest": (("forest", "tree", "fox", "path"), ("green", "dark", "quiet"), ("rests in the shade", "grows tall")),
     "winter": (("winter", "snow", "wind", "fire"), ("cold", "white", "long"), ("comes every year", "covers the hills")),
-    "summer": (("summer", "sun", "field", "evening"), ("warm", "bright", "golden"), ("lasts for weeks", "smells of hay")),
+    "summer": (
+        ("summer", "sun", "field", "evening"),
+        ("warm", "bright", "golden"),
+        ("lasts for weeks", "smells of hay"),
+    ),
     "bread": (("bread", "baker", "oven", "crust"), ("fresh", "warm", "brown"), ("feeds the family", "fills the room")),
     "music": (("music", "song", "drum", "choir"), ("loud", "soft", "sweet"), ("fills the hall", "moves the people")),
     "cats": (("cat", "kitten", "paw", "tail"), ("small", "soft", "proud"), ("sleeps all day", "hunts at night")),
     "dogs": (("dog", "puppy", "nose", "bark"), ("loyal", "happy", "brave"), ("guards the house", "runs in the yard")),
     "rain": (("rain", "cloud", "drop", "roof"), ("grey", "heavy", "gentle"), ("falls on the town", "wakes the plants")),
-    "mountains": (("mountain", "peak", "rock", "goat"), ("high", "steep", "old"), ("touches the sky", "guards the valley")),
-    "trains": (("train", "station", "wheel", "driver"), ("fast", "long", "red"), ("leaves on time", "crosses the bridge")),
-    "books": (("book", "page", "story", "shelf"), ("old", "thick", "clever"), ("opens new worlds", "waits for readers")),
+    "mountains": (
+        ("mountain", "peak", "rock", "goat"),
+        ("high", "steep", "old"),
+        ("touches the sky", "guards the valley"),
+    ),
+    "trains": (
+        ("train", "station", "wheel", "driver"),
+        ("fast", "long", "red"),
+        ("leaves on time", "crosses the bridge"),
+    ),
+    "books": (
+        ("book", "page", "story", "shelf"),
+        ("old", "thick", "clever"),
+        ("opens new worlds", "waits for readers"),
+    ),
     "the moon": (("moon", "night", "star", "sky"), ("pale", "silver", "round"), ("lights the road", "rises late")),
     "a garden": (("garden", "rose", "bee", "gate"), ("green", "lovely", "small"), ("grows in spring", "needs water")),
     "the city": (("city", "street", "tower", "crowd"), ("busy", "noisy", "tall"), ("never sleeps", "shines at night")),
     "a farm": (("farm", "cow", "barn", "farmer"), ("wide", "muddy", "calm"), ("works from dawn", "feeds the village")),
-    "the desert": (("desert", "sand", "camel", "dune"), ("dry", "hot", "empty"), ("stretches far away", "hides old secrets")),
-    "birds": (("bird", "nest", "wing", "owl"), ("light", "quick", "free"), ("sings in the morning", "flies to the south")),
-    "school": (("school", "teacher", "class", "lesson"), ("new", "bright", "strict"), ("starts at eight", "teaches the children")),
+    "the desert": (
+        ("desert", "sand", "camel", "dune"),
+        ("dry", "hot", "empty"),
+        ("stretches far away", "hides old secrets"),
+    ),
+    "birds": (
+        ("bird", "nest", "wing", "owl"),
+        ("light", "quick", "free"),
+        ("sings in the morning", "flies to the south"),
+    ),
+    "school": (
+        ("school", "teacher", "class", "lesson"),
+        ("new", "bright", "strict"),
+        ("starts at eight", "teaches the children"),
+    ),
     "tea": (("tea", "cup", "leaf", "pot"), ("hot", "strong", "green"), ("calms the guests", "cools on the table")),
-}  # fmt: skip
+}
 
 _OPENERS = ("Write about {topic}.", "Tell me about {topic}.", "Describe {topic}.", "Say something about {topic}.")
 _SENTENCES = (

@@ -101,7 +101,7 @@ def make_prose(rng: Random) -> Problem:
     return Problem(task="prose", key=f"prose:{story}", prompt="", target=story)
 
 
-def _nothing_to_check(problem: Problem, response: str) -> dict[str, bool]:
+def _nothing_to_check(_problem: Problem, _response: str) -> dict[str, bool]:
     raise ValueError("prose is judged by perplexity, it has no checker")
 
 

@@ -80,7 +80,8 @@ class Scene:
         rows, columns = np.mgrid[0:SIDE, 0:SIDE]
         dx, dy = (columns - x) / self.radius, (rows - y) / self.radius
         u, v = dx * np.cos(angle) + dy * np.sin(angle), dy * np.cos(angle) - dx * np.sin(angle)
-        return _INSIDE[self.shape](u, v)
+        inside: npt.NDArray[np.bool_] = _INSIDE[self.shape](u, v)
+        return inside
 
 
 _Plane = npt.NDArray[np.float64]
@@ -90,7 +91,8 @@ def _half_planes(u: _Plane, v: _Plane, corners: int, offset: float) -> npt.NDArr
     """How many of a regular polygon's sides have the point on their inner side; one side faces down."""
     angles = np.pi / 2 + 2 * np.pi * np.arange(corners) / corners
     inner = [u * np.cos(angle) + v * np.sin(angle) <= offset for angle in angles]
-    return np.sum(inner, axis=0)
+    held: npt.NDArray[np.int64] = np.sum(inner, axis=0)
+    return held
 
 
 _INSIDE = {
@@ -171,9 +173,7 @@ def _check_named(problem: Problem, response: str, *, vocabularies: dict[str, tup
 
 _PICTURE_VOCABULARIES = {"colour": tuple(COLOURS), "shape": SHAPES}
 
-VISION = Task(
-    "vision", make_picture, partial(_check_named, vocabularies=_PICTURE_VOCABULARIES), max_new_tokens=16
-)
+VISION = Task("vision", make_picture, partial(_check_named, vocabularies=_PICTURE_VOCABULARIES), max_new_tokens=16)
 CLIP = Task(
     "clip",
     make_clip,
