@@ -6,9 +6,10 @@ import tomllib
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 import fourfold_llmcompressor.hooks
 import fourfold_modelopt.hooks
-import pytest
 from fourfold.conformance.model import make_model
 from fourfold.plugins import Registry, build_plugin_manager
 from fourfold.study import Study

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from fourfold.config import Scheme
 from fourfold.errors import ConfigError
 from fourfold.plugins import Registry
@@ -141,7 +142,10 @@ def test_a_wrong_file_is_refused_by_key(text: str, message: str, make_study: Mak
     [
         (MATRIX.replace('"modelopt"', '"modlopt"', 1), r"unknown quantizer 'modlopt'; known: llmcompressor, modelopt"),
         (MATRIX.replace('layouts = ["modelopt"]', 'layouts = ["gguf"]'), r"gguf: unknown exporter 'gguf'; known: comp"),
-        (MATRIX + 'unfusers = ["refrence"]\n', r"unknown unfuser 'refrence'; known: llmcompressor, modelopt, reference"),
+        (
+            MATRIX + 'unfusers = ["refrence"]\n',
+            r"unknown unfuser 'refrence'; known: llmcompressor, modelopt, reference",
+        ),
         (MATRIX + 'unfusers = ["llmcompressor"]\n', r"'llmcompressor' does not work with quantizer 'modelopt'; these"),
         (
             MATRIX + 'unfusers = [{ name = "reference", options = { all = true } }]\n',

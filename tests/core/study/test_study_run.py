@@ -7,9 +7,11 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+from typer.testing import CliRunner
+
 import fourfold_llmcompressor.hooks
 import fourfold_modelopt.hooks
-import pytest
 from fourfold.cli.app import app
 from fourfold.errors import CheckpointError, ConfigError, OutputError
 from fourfold.hookspecs import hookimpl
@@ -19,7 +21,6 @@ from fourfold.progress import NoProgress
 from fourfold.study import Cell, StudyResults, plan_study, run_study, study_tables
 from fourfold.study.pairs import compare_pairs
 from fourfold.study.run import LOCK_FILE
-from typer.testing import CliRunner
 
 from .conftest import MakeStudy
 
@@ -252,7 +253,9 @@ def test_the_model_is_read_before_any_work(text, message, registry: Registry, mo
         plan_study(study, registry)
 
 
-def test_pairs_are_of_different_quantizers_and_one_stands_for_its_layouts(copy: Path, model: Path, registry, make_study):
+def test_pairs_are_of_different_quantizers_and_one_stands_for_its_layouts(
+    copy: Path, model: Path, registry, make_study
+):
     """The second quantizer is the first under another name, so that all of it must be equal."""
     first = plan_study(make_study(BOTH, model=model), registry).cells
     results = {cell.name: cell for cell in read(copy).cells}

@@ -2,7 +2,6 @@
 
 from fourfold.hookspecs import hookimpl
 from fourfold.plugins import QuantizerEntry
-
 from fourfold_clipped.options import ClippedOptions
 
 

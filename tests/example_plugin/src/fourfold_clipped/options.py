@@ -2,10 +2,11 @@
 
 from typing import Literal
 
+from pydantic import Field
+
 from fourfold.config import KVCache, Recipe, Scheme
 from fourfold.errors import ConfigError
 from fourfold.interfaces.quantizer import QuantizerOptions
-from pydantic import Field
 
 
 class ClippedOptions(QuantizerOptions):

@@ -3,12 +3,12 @@
 from collections import defaultdict
 
 import torch
+
 from fourfold.artifact import ArtifactWriter
 from fourfold.interfaces.quantizer import QuantizeJob, Quantizer
 from fourfold.models.gemma4 import LinearModule
 from fourfold.nvfp4 import global_scale_from_amax, quantize
 from fourfold.progress import Progress
-
 from fourfold_clipped.options import ClippedOptions
 
 

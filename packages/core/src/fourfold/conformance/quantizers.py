@@ -11,7 +11,7 @@ from pathlib import Path
 
 from fourfold.artifact import BLOCK_SCALE, GLOBAL_SCALE, INPUT_GLOBAL_SCALE, PACKED_WEIGHT, Artifact
 from fourfold.checkpoint.index import TensorFolder
-from fourfold.config import Config, Recipe, Scheme
+from fourfold.config import Config, RareExpertRule, Recipe, Scheme
 from fourfold.conformance.model import NUM_EXPERTS, make_tokens
 from fourfold.conformance.subject import ConformanceError, NotApplicable, Refusal, Subject, require
 from fourfold.errors import ConfigError, FourfoldError, QuantizationError
@@ -25,8 +25,6 @@ from fourfold.stages.request import QuantizeRequest
 from fourfold.verify.fit import MAX_TENSOR_ERROR
 
 _BATCH_SIZE = 2
-#: More tokens than an expert can see here.
-_TOO_MANY = 10**6
 
 
 class _Run(Config):
@@ -124,15 +122,20 @@ def expert_tokens_are_counted(subject: Subject) -> None:
 def rare_experts_are_not_hidden(subject: Subject) -> None:
     """An expert below ``min_expert_tokens`` ends the run under rule ``error``; rule ``layer-max`` records it."""
     recipe, unfuser = _scheme(subject, Scheme.W4A4)
-    strict = recipe.model_copy(update={"min_expert_tokens": _TOO_MANY})
-    named = _artifact(subject, _Run(recipe=strict, unfuser=unfuser)).manifest.fallbacks
-    require(named, f"{subject.name}: rule layer-max recorded no fallback, though every expert is rare")
+    counts = _artifact(subject, _Run(recipe=recipe, unfuser=unfuser)).manifest.expert_token_counts
+    require(counts, f"{subject.name}: no expert token counts are recorded")
+    # so that every layer has an expert that is not rare, and some have one that is
+    least = min(max(layer) for layer in counts.values())
+    rare = {f"{name}.{e}" for name, layer in counts.items() for e, count in enumerate(layer) if count < least}
+    strict = recipe.model_copy(update={"min_expert_tokens": least})
+    fallbacks = _artifact(subject, _Run(recipe=strict, unfuser=unfuser)).manifest.fallbacks
+    hidden = sorted(expert for expert in rare if not any(f.module.startswith(f"{expert}.") for f in fallbacks))
+    require(not hidden, f"{', '.join(hidden[:4])}: fewer than {least} tokens, and no fallback recorded")
     try:
-        run = _Run(
-            recipe=Recipe.parse(strict.model_dump() | {"rare_experts": "error"}, where="recipe"), unfuser=unfuser
-        )
-        _artifact(subject, run)
-    except QuantizationError:
+        erring = strict.model_copy(update={"rare_experts": RareExpertRule.ERROR})
+        _artifact(subject, _Run(recipe=erring, unfuser=unfuser))
+    except QuantizationError as error:
+        require("expert" in str(error), f"{subject.name}: rule error does not speak of experts: {error}")
         return
     raise ConformanceError(f"{subject.name}: rule error let rare experts pass; raise QuantizationError")
 
