@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
 from fourfold.environments import ensure_environment
 from fourfold.plugins import Registry, build_plugin_manager
 from fourfold.progress import NoProgress

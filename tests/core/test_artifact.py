@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+
 from fourfold.artifact import Artifact, ArtifactWriter
 from fourfold.checkpoint.index import TensorFolder
 from fourfold.config import Options, Recipe, Scheme

@@ -9,6 +9,7 @@ import sys
 from types import SimpleNamespace
 
 import pytest
+
 from fourfold import hookspecs
 from fourfold.config import Options
 from fourfold.errors import MissingEnvironmentError, PluginError, UnknownNameError
@@ -50,7 +51,9 @@ def test_installed_backends_are_found(registry):
 
 
 def test_unknown_name_lists_the_known_ones(registry):
-    with pytest.raises(UnknownNameError, match=r"unknown quantizer 'modelop'; known: llmcompressor, modelopt, reference"):
+    with pytest.raises(
+        UnknownNameError, match=r"unknown quantizer 'modelop'; known: llmcompressor, modelopt, reference"
+    ):
         registry.get(Role.QUANTIZER, "modelop")
 
 

@@ -1,4 +1,4 @@
-"""Stages: reuse by content, errors brought back whole, folders whole or not at all. The reference quantizer runs them."""
+"""Stages: reuse by content, errors brought back whole, folders whole or not at all."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
+
 from fourfold.checkpoint.atomic import atomic_folder, require_space
 from fourfold.errors import ConfigError, OutputError, StageError
 from fourfold.progress import NoProgress
@@ -100,16 +101,18 @@ def test_a_failed_block_leaves_nothing(tmp_path):
 
 
 def test_full_disk_and_taken_folder_are_explained(tmp_path):
-    with pytest.raises(OutputError, match="the disk is full; nothing was left half-written"), atomic_folder(
-        tmp_path / "out"
+    with (
+        pytest.raises(OutputError, match="the disk is full; nothing was left half-written"),
+        atomic_folder(tmp_path / "out"),
     ):
         raise OSError(28, "No space left on device")
     with pytest.raises(OutputError, match=r"needs 1000000.00 GB of disk, .* are free there"):
         require_space(tmp_path / "out", 10**15)
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine").write_text("")
-    with pytest.raises(OutputError, match="output folder is not empty; choose another or remove it"), atomic_folder(
-        tmp_path / "out"
+    with (
+        pytest.raises(OutputError, match="output folder is not empty; choose another or remove it"),
+        atomic_folder(tmp_path / "out"),
     ):
         pytest.fail("entered")
     assert (tmp_path / "out" / "mine").exists()

@@ -7,13 +7,14 @@ import shutil
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
+
 from fourfold.checkpoint.index import TensorFolder
 from fourfold.config import Recipe
 from fourfold.demo import model_path
 from fourfold.errors import CheckpointError, ConfigError, ModelError
 from fourfold.models.gemma4 import ModuleKind, read_gemma4
 from fourfold.targets import resolve_targets
-from safetensors.torch import load_file, save_file
 
 
 @pytest.fixture(scope="module")

@@ -9,13 +9,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
+
 from fourfold.checkpoint.index import TensorFolder
 from fourfold.checkpoint.layouts import QuantizedFolder
 from fourfold.demo import model_path
 from fourfold.manifest import Manifest
 from fourfold.models.gemma4 import read_gemma4
+
 from .conftest import CALIBRATION
-from safetensors import safe_open
 
 NUM_EXPERT_MATRICES = 128 * 3
 

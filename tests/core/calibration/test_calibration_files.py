@@ -69,9 +69,7 @@ def test_parquet_columns_and_rows(tmp_path):
 def test_missing_file_and_unknown_name(tmp_path):
     with pytest.raises(CalibrationError, match=r"none.jsonl: no such file"):
         read(tmp_path / "none.jsonl")
-    with pytest.raises(
-        UnknownNameError, match="unknown calibration source 'c4'; known: a path, cnn_dailymail, demo"
-    ):
+    with pytest.raises(UnknownNameError, match="unknown calibration source 'c4'; known: a path, cnn_dailymail, demo"):
         read("c4")
     with pytest.raises(CalibrationError, match="not a calibration file"):
         read(tmp_path)

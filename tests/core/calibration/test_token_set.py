@@ -146,9 +146,7 @@ def test_a_chat_without_a_template_is_refused(model_path, lines, tmp_path):
 
     bare = shutil.copytree(model_path, tmp_path / "bare")
     (bare / "chat_template.jinja").unlink()
-    with pytest.raises(
-        CalibrationError, match=f"{bare}: its tokenizer has no chat template; give plain texts"
-    ):
+    with pytest.raises(CalibrationError, match=f"{bare}: its tokenizer has no chat template; give plain texts"):
         build_token_set(spec_for(lines, chat_template=True), bare)
 
 
@@ -183,9 +181,7 @@ def test_hub_data_set_is_streamed_shuffled_and_picked(model_path, monkeypatch):
     assert torch.equal(one, same)
     assert not torch.equal(one, other)
     assert 199 + FIRST_WORD not in one
-    with pytest.raises(
-        CalibrationError, match="abisee/cnn_dailymail, row 1: no field 'body'; found: article, highl"
-    ):
+    with pytest.raises(CalibrationError, match="abisee/cnn_dailymail, row 1: no field 'body'; found: article, highl"):
         build_token_set(spec_for("cnn_dailymail", field="body"), model_path)
 
 
@@ -285,9 +281,7 @@ def test_progress_counts_rows(model_path, lines):
 
 def test_too_few_texts_say_how_many_rows_there_are(model_path, lines):
     words = sum(2 + i % 20 for i in range(40))
-    with pytest.raises(
-        CalibrationError, match=r"40 texts make \d+ rows of 8 tokens, not 500; ask for fewer samples"
-    ):
+    with pytest.raises(CalibrationError, match=r"40 texts make \d+ rows of 8 tokens, not 500; ask for fewer samples"):
         build_token_set(spec_for(lines, samples=500), model_path)
     with pytest.raises(CalibrationError, match="40 texts make 40 rows of 8 tokens, not 41"):
         build_token_set(spec_for(lines, samples=41, packing="truncate"), model_path)
@@ -295,9 +289,7 @@ def test_too_few_texts_say_how_many_rows_there_are(model_path, lines):
 
 
 def test_a_sequence_longer_than_the_models_is_refused(model_path, lines):
-    message = (
-        r"sequence length 65 is longer than the model's 64 \(max_position_embeddings in .*/config.json\)$"
-    )
+    message = r"sequence length 65 is longer than the model's 64 \(max_position_embeddings in .*/config.json\)$"
     with pytest.raises(CalibrationError, match=message):
         build_token_set(spec_for(lines, sequence_length=65), model_path)
 

@@ -20,12 +20,8 @@ class NumpyOracle:
     """NVFP4 from the format's definition: bit fields to tables, nearest entry, ties to the even code."""
 
     def __init__(self) -> None:
-        self.e2m1 = np.array(
-            [self._minifloat(code, exponent_bits=2, mantissa_bits=1, bias=1) for code in range(8)]
-        )
-        self.e4m3 = np.array(
-            [self._minifloat(code, exponent_bits=4, mantissa_bits=3, bias=7) for code in range(127)]
-        )
+        self.e2m1 = np.array([self._minifloat(code, exponent_bits=2, mantissa_bits=1, bias=1) for code in range(8)])
+        self.e4m3 = np.array([self._minifloat(code, exponent_bits=4, mantissa_bits=3, bias=7) for code in range(127)])
 
     @staticmethod
     def _minifloat(code: int, exponent_bits: int, mantissa_bits: int, bias: int) -> float:
@@ -93,9 +89,7 @@ def corner_weights() -> dict[str, torch.Tensor]:
         ties[0, :16] *= 448  # amax 2688: global scale 1, and block scale 1 in every other block
         weights |= {
             f"{name}.normal": (normal * 0.02).to(dtype),
-            f"{name}.small": (normal * 0.002).to(
-                dtype
-            ),  # amax under 0.041: float16 overflows in compressed-tensors
+            f"{name}.small": (normal * 0.002).to(dtype),  # amax under 0.041: float16 overflows in compressed-tensors
             f"{name}.large": (normal * 300).to(dtype),
             f"{name}.heavy-tailed": (heavy * 0.05).to(dtype),
             f"{name}.corners": corners,

@@ -59,9 +59,7 @@ def test_batch_equals_one_matrix_at_a_time(policy):
     for i in range(2):
         for j in range(3):
             one = quantize(weight[i, j], policy=policy)
-            part = NVFP4Weight(
-                batched.packed_weight[i, j], batched.block_scale[i, j], batched.global_scale[i, j]
-            )
+            part = NVFP4Weight(batched.packed_weight[i, j], batched.block_scale[i, j], batched.global_scale[i, j])
             assert same_bytes(one, part)
 
 
@@ -255,9 +253,7 @@ def test_contradicting_scales_are_refused():
         quantize(weight, global_scale=one, block_scale=block_scale.to(torch.float32))
     with pytest.raises(ValueError, match="block_scale holds zero, negative or NaN scales"):
         quantize(weight, global_scale=one, block_scale=torch.zeros(4, 2).to(torch.float8_e4m3fn))
-    with pytest.raises(
-        ValueError, match=r"global_scale has shape \[4\]; weight \[4, 32\] needs \[\] or \[\]"
-    ):
+    with pytest.raises(ValueError, match=r"global_scale has shape \[4\]; weight \[4, 32\] needs \[\] or \[\]"):
         quantize(weight, global_scale=torch.ones(4))
     with pytest.raises(ValueError, match="the global scale is too small"):
         quantize(weight, global_scale=torch.tensor(1e-9))

@@ -65,15 +65,11 @@ def test_amax_that_is_no_amax_is_refused(policy, bad):
 @pytest.mark.parametrize("policy", [FOURFOLD, MODELOPT])
 @pytest.mark.parametrize("amax", [0.0, 2.0**-126])
 def test_amax_too_small_for_a_global_scale_is_refused(policy, amax):
-    with pytest.raises(
-        ValueError, match=r"gives a zero or subnormal global scale.*pass a global_scale or the amax"
-    ):
+    with pytest.raises(ValueError, match=r"gives a zero or subnormal global scale.*pass a global_scale or the amax"):
         global_scale_from_amax(torch.tensor(amax), policy)
 
 
-@pytest.mark.parametrize(
-    ("amax", "dtype"), [(0.0, torch.bfloat16), (0.0, torch.float32), (0.01, torch.float16)]
-)
+@pytest.mark.parametrize(("amax", "dtype"), [(0.0, torch.bfloat16), (0.0, torch.float32), (0.01, torch.float16)])
 def test_compressed_tensors_replaces_an_overflowing_encode_scale_by_one(amax, dtype):
     assert global_scale_from_amax(torch.tensor(amax, dtype=dtype), COMPRESSED_TENSORS).item() == 1
 
@@ -86,17 +82,13 @@ def test_amax_dtype_and_emptiness_are_checked(function):
         function(torch.ones(0))
 
 
-@pytest.mark.parametrize(
-    ("policy", "stored"), [(FOURFOLD, 1.0), (MODELOPT, 1.0), (COMPRESSED_TENSORS, 0.125)]
-)
+@pytest.mark.parametrize(("policy", "stored"), [(FOURFOLD, 1.0), (MODELOPT, 1.0), (COMPRESSED_TENSORS, 0.125)])
 def test_zero_block(policy, stored):
     assert block_scale(0.0, policy) == stored
 
 
 @pytest.mark.parametrize("ratio", [2.0**-10, 2.0**-12, 2.0**-30])
-@pytest.mark.parametrize(
-    ("policy", "stored"), [(FOURFOLD, 2.0**-9), (MODELOPT, 2.0**-9), (COMPRESSED_TENSORS, 0.125)]
-)
+@pytest.mark.parametrize(("policy", "stored"), [(FOURFOLD, 2.0**-9), (MODELOPT, 2.0**-9), (COMPRESSED_TENSORS, 0.125)])
 def test_tiny_block_whose_scale_would_round_to_zero(policy, stored, ratio):
     """2^-10 is the tie between 0 and 2^-9; it goes to 0, the even code."""
     assert block_scale(6 * ratio, policy) == stored
@@ -120,9 +112,7 @@ def test_overflow_saturates_where_the_toolchain_saturates(policy):
 
 
 def test_overflow_is_refused_by_ours():
-    with pytest.raises(
-        ValueError, match=r"a block with amax 6000 needs block scale 1000, over 448.*scale group"
-    ):
+    with pytest.raises(ValueError, match=r"a block with amax 6000 needs block scale 1000, over 448.*scale group"):
         block_scale(6 * 1000.0, FOURFOLD)
 
 
@@ -131,9 +121,7 @@ def test_compressed_tensors_divides_in_the_amax_dtype():
     amax = torch.linspace(1, 2, 129)[:-1].to(torch.bfloat16)
     encode = torch.tensor(100.3)
     narrow = block_scale_from_amax(amax, encode.reciprocal(), COMPRESSED_TENSORS, encode_scale=encode)
-    wide = block_scale_from_amax(
-        amax.to(torch.float32), encode.reciprocal(), COMPRESSED_TENSORS, encode_scale=encode
-    )
+    wide = block_scale_from_amax(amax.to(torch.float32), encode.reciprocal(), COMPRESSED_TENSORS, encode_scale=encode)
     expected = (encode * (amax / 6).to(torch.float32)).to(torch.float8_e4m3fn)
     assert torch.equal(narrow.view(torch.uint8), expected.view(torch.uint8))
     assert not torch.equal(narrow.view(torch.uint8), wide.view(torch.uint8))

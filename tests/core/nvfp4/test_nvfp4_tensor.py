@@ -33,9 +33,7 @@ def test_decodes_every_code_under_every_block_scale(oracle, global_scale):
     decoded = dequantize(weight).numpy()
     assert np.isnan(decoded[[0x7F, 0xFF]]).all()
     assert np.isnan(decoded).sum() == 64
-    assert np.array_equal(
-        decoded.view(np.uint32)[~np.isnan(decoded)], expected.view(np.uint32)[~np.isnan(expected)]
-    )
+    assert np.array_equal(decoded.view(np.uint32)[~np.isnan(decoded)], expected.view(np.uint32)[~np.isnan(expected)])
 
 
 def test_one_global_scale_a_matrix():

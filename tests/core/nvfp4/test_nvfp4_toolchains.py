@@ -16,8 +16,7 @@ def modelopt(run_in_environment, weights):
 @pytest.fixture(scope="module")
 def compressed_tensors(run_in_environment, weights):
     zeros = {
-        f"{name}.zeros": torch.zeros(4, 32, dtype=weights[f"{name}.normal"].dtype)
-        for name in ("float32", "bfloat16")
+        f"{name}.zeros": torch.zeros(4, 32, dtype=weights[f"{name}.normal"].dtype) for name in ("float32", "bfloat16")
     }
     return run_in_environment("llmcompressor", "oracle_compressed_tensors.py", weights | zeros)
 
@@ -26,9 +25,7 @@ def test_modelopt_policy_reproduces_modelopt(modelopt, weights):
     for name, weight in weights.items():
         ours = quantize(weight, policy=BlockScalePolicy.MODELOPT)
         assert torch.equal(ours.global_scale, modelopt[f"{name}/global_scale"]), name
-        assert torch.equal(
-            ours.block_scale.view(torch.uint8), modelopt[f"{name}/block_scale"].view(torch.uint8)
-        ), name
+        assert torch.equal(ours.block_scale.view(torch.uint8), modelopt[f"{name}/block_scale"].view(torch.uint8)), name
         assert torch.equal(ours.packed_weight, modelopt[f"{name}/packed_weight"]), name
 
 
@@ -48,9 +45,7 @@ def test_our_policy_stores_what_modelopt_stores(modelopt, weights):
 def test_compressed_tensors_policy_reproduces_it(compressed_tensors, weights):
     zeros = {name.split("/")[0]: torch.zeros(4, 32) for name in compressed_tensors if ".zeros/" in name}
     assert len(zeros) == 2
-    for name, weight in (
-        weights | {n: z.to(getattr(torch, n.split(".")[0])) for n, z in zeros.items()}
-    ).items():
+    for name, weight in (weights | {n: z.to(getattr(torch, n.split(".")[0])) for n, z in zeros.items()}).items():
         ours = quantize(weight, policy=BlockScalePolicy.COMPRESSED_TENSORS)
         encode_scale = encode_scale_from_amax(weight.abs().max())
         assert torch.equal(encode_scale, compressed_tensors[f"{name}/encode_scale"]), name

@@ -15,9 +15,7 @@ MakeModel = Callable[..., Gemma4ForCausalLM]
 def make_model() -> MakeModel:
     """A random Gemma 4 MoE; eager experts, as only there a hook on a linear fires."""
 
-    def make(
-        dtype: torch.dtype = torch.float32, device: str = "cpu", width: int = WIDTH
-    ) -> Gemma4ForCausalLM:
+    def make(dtype: torch.dtype = torch.float32, device: str = "cpu", width: int = WIDTH) -> Gemma4ForCausalLM:
         config = Gemma4TextConfig(
             vocab_size=VOCAB,
             hidden_size=HIDDEN,

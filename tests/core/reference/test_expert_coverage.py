@@ -115,9 +115,7 @@ def test_a_wrapper_with_the_same_signature_is_counted():
     model = Holder()
     with ExpertCoverage(model, 3) as coverage:
         model(torch.tensor([[0, 2], [2, 1]]))
-    assert {name: count.tolist() for name, count in coverage.expert_token_count.items()} == {
-        "experts": [1, 1, 2]
-    }
+    assert {name: count.tolist() for name, count in coverage.expert_token_count.items()} == {"experts": [1, 1, 2]}
 
 
 def test_what_cannot_be_counted_is_refused():

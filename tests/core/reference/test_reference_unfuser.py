@@ -38,9 +38,7 @@ def test_names_are_the_canonical_ones(make_model, unfuser):
     names = set(parameters(model))
     assert len(names - fused) == 3 * EXPERTS * 3
     assert "model.layers.2.experts.15.down_proj.weight" in names
-    assert fused - names == {
-        f"model.layers.{i}.experts.{n}" for i in range(3) for n in ("gate_up_proj", "down_proj")
-    }
+    assert fused - names == {f"model.layers.{i}.experts.{n}" for i in range(3) for n in ("gate_up_proj", "down_proj")}
     assert set(model.state_dict()) >= names - {"lm_head.weight"}
     linear = model.get_submodule("model.layers.0.experts.5.up_proj")
     assert type(linear) is nn.Linear
@@ -127,9 +125,7 @@ def test_fuse_follows_a_change_of_dtype_of_all_linears(make_model, unfuser, inpu
 def test_only_routed_tokens_reach_an_expert_and_all_do_on_request(make_model, input_ids):
     model = make_model()
     routed: list[torch.Tensor] = []
-    model.get_submodule("model.layers.0.router").register_forward_hook(
-        lambda *call: routed.append(call[2][2])
-    )
+    model.get_submodule("model.layers.0.router").register_forward_hook(lambda *call: routed.append(call[2][2]))
     logits(model, input_ids)
     expected = torch.bincount(routed[0].flatten(), minlength=EXPERTS)
     assert expected.sum().item() == input_ids.numel() * 4
@@ -169,9 +165,7 @@ def test_training_mode_is_kept(make_model, unfuser):
 def test_resident_memory_grows_by_less_than_2_percent():
     """A model of 350 MB, in a process of its own."""
     script = Path(__file__).parent / "measure_unfusing_memory.py"
-    result = subprocess.run(
-        [sys.executable, str(script)], capture_output=True, text=True, timeout=300, check=False
-    )
+    result = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=300, check=False)
     assert result.returncode == 0, result.stderr[-2000:]
     measured = json.loads(result.stdout)
     assert measured["parameter_bytes"] > 300e6
@@ -229,15 +223,11 @@ def test_transposed_biased_offloaded_or_inactive_experts_are_refused(make_model,
     model = make_model()
     experts = model.get_submodule("model.layers.1.experts")
     experts.is_transposed = True
-    with pytest.raises(
-        ModelError, match=r"layers.1.experts: experts with is_transposed=True are not supported"
-    ):
+    with pytest.raises(ModelError, match=r"layers.1.experts: experts with is_transposed=True are not supported"):
         unfuser.unfuse(model)
     experts.is_transposed = False
     experts._hf_hook = type("Hook", (), {"offload": True})()
-    with pytest.raises(
-        ModelError, match=r"layers.1.experts: its parameters are offloaded; load the model without"
-    ):
+    with pytest.raises(ModelError, match=r"layers.1.experts: its parameters are offloaded; load the model without"):
         unfuser.unfuse(model)
     del experts._hf_hook, experts.act_fn
     with pytest.raises(ModelError, match=r"layers.1.experts: experts without an activation act_fn"):

@@ -12,7 +12,8 @@ A folder of safetensors with, for every quantized module ``M``,
 Where a toolchain's own scale is a divisor that no float32 ``global_scale`` gives back exactly as its reciprocal,
 that divisor stands beside it as ``M.global_encode_scale`` or ``M.input_global_encode_scale``.
 
-Every other source tensor stands under its own name, byte for byte, with the source's config and side files, and the manifest.
+Every other source tensor stands under its own name, byte for byte, with the source's config and side files, and
+the manifest.
 With an FP8 KV cache, ``<attention module>.k_scale`` and ``.v_scale`` (float32 []) are there too.
 """
 

@@ -102,9 +102,7 @@ class _Encoder:
             return list(encoded["input_ids"])
         messages = [{"role": "user", "content": text}] if isinstance(text, str) else text
         if not self._tokenizer.chat_template:
-            raise CalibrationError(
-                f"{self._model_path}: its tokenizer has no chat template; give plain texts"
-            )
+            raise CalibrationError(f"{self._model_path}: its tokenizer has no chat template; give plain texts")
         rendered = self._tokenizer.apply_chat_template(messages, tokenize=False)
         # the template writes BOS itself
         return list(self._tokenizer(rendered, add_special_tokens=False, verbose=False)["input_ids"])

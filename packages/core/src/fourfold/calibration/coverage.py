@@ -26,20 +26,20 @@ _EXPERTS = GATE_UP.partition(".")[0]
 
 
 class ExpertCoverage:
-    """Counts while it is entered::
+    """Counts tokens per expert while it is entered.
 
-    with ExpertCoverage(model, num_experts=128) as coverage:
-        for batch in tokens.batches():
-            model(**batch._asdict())
-    coverage.expert_token_count["model.language_model.layers.0.experts"]  # int64 [128]
+    In use::
+
+        with ExpertCoverage(model, num_experts=128) as coverage:
+            for batch in tokens.batches():
+                model(**batch._asdict())
+        coverage.expert_token_count["model.language_model.layers.0.experts"]  # int64 [128]
     """
 
     def __init__(self, model: nn.Module, num_experts: int) -> None:
         import torch
 
-        found = {
-            name: module for name, module in model.named_modules() if name.rpartition(".")[2] == _EXPERTS
-        }
+        found = {name: module for name, module in model.named_modules() if name.rpartition(".")[2] == _EXPERTS}
         if not found:
             raise CalibrationError(f"no module named {_EXPERTS!r} in the model; nothing to count")
         self._model, self._modules = model, found
@@ -76,7 +76,7 @@ class ExpertCoverage:
         self._mask = None
 
     def _counter(self, name: str) -> Any:
-        def count(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        def count(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             index = kwargs["top_k_index"] if "top_k_index" in kwargs else args[1]
             self._add(name, index.detach())
 

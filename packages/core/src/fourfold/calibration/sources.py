@@ -163,9 +163,7 @@ def _pick(row: dict[str, Any], field: str, where: str) -> Text:
 
 
 def _is_chat(text: object) -> bool:
-    return isinstance(text, list) and all(
-        isinstance(m, dict) and {"role", "content"} <= m.keys() for m in text
-    )
+    return isinstance(text, list) and all(isinstance(m, dict) and {"role", "content"} <= m.keys() for m in text)
 
 
 def _missing_field(field: str, found: Iterable[str], where: str) -> str:

@@ -62,9 +62,7 @@ class TokenSet:
             if tensor.dtype != torch.int32:
                 raise TypeError(f"{name} must be int32, not {tensor.dtype}")
             if tensor.ndim != ndim or tensor.shape[0] != self.input_ids.shape[0] or tensor.numel() == 0:
-                raise ValueError(
-                    f"{name} has shape {list(tensor.shape)}; expected [N{', T' * (ndim - 1)}], not empty"
-                )
+                raise ValueError(f"{name} has shape {list(tensor.shape)}; expected [N{', T' * (ndim - 1)}], not empty")
         if not bool(((self.lengths >= 1) & (self.lengths <= self.input_ids.shape[1])).all()):
             raise ValueError(f"lengths must be from 1 to {self.input_ids.shape[1]}")
 
@@ -123,17 +121,13 @@ class TokenSet:
             tensors = load_file(folder / TOKENS_FILE)
             tokens = cls(tensors["input_ids"].contiguous(), tensors["lengths"].contiguous(), record)
         except FileNotFoundError as error:
-            raise CalibrationError(
-                f"{folder}: no token set ({error.filename or TOKENS_FILE} is missing)"
-            ) from None
+            raise CalibrationError(f"{folder}: no token set ({error.filename or TOKENS_FILE} is missing)") from None
         except ValidationError as error:
             raise CalibrationError(f"{path}: {describe_validation_error(error, '')}") from None
         except (SafetensorError, KeyError, TypeError, ValueError) as error:
             raise CalibrationError(f"{folder / TOKENS_FILE}: not a token set ({error})") from None
         if tokens_sha256(tokens.input_ids, tokens.lengths) != record.tokens_sha256:
-            raise CalibrationError(
-                f"{folder / TOKENS_FILE}: its tokens are not those {RECORD_FILE} was written for"
-            )
+            raise CalibrationError(f"{folder / TOKENS_FILE}: its tokens are not those {RECORD_FILE} was written for")
         return tokens
 
 

@@ -60,9 +60,7 @@ def quantize(
         raise ValueError("block_scale needs the global_scale it was computed with")
     amax = block_amax(weight)
     if not bool(amax.isfinite().all()):
-        raise ValueError(
-            f"weight of shape {list(weight.shape)} holds NaN or infinity; nothing sensible can be stored"
-        )
+        raise ValueError(f"weight of shape {list(weight.shape)} holds NaN or infinity; nothing sensible can be stored")
     encode_scale = None
     if global_scale is None:
         global_amax = amax.amax((-2, -1)) if global_amax is None else global_amax
@@ -83,9 +81,7 @@ def quantize(
         block_scale = block_scale_from_amax(amax, decode, policy, encode_scale=encode)
     else:
         _check_block_scale(block_scale, amax)
-    step = (
-        block_scale.to(torch.float32) * decode if encode is None else block_scale.to(torch.float32) / encode
-    )
+    step = block_scale.to(torch.float32) * decode if encode is None else block_scale.to(torch.float32) / encode
     scaled = split_blocks(weight).to(torch.float32) / step.unsqueeze(-1)
     return NVFP4Weight(pack_codes(encode_e2m1(scaled).flatten(-2)), block_scale, global_scale)
 
@@ -129,9 +125,7 @@ def fake_quantize_activations(x: torch.Tensor, input_global_scale: torch.Tensor)
     _check_float(x, "x")
     check_global_scale(input_global_scale, "input_global_scale")
     if input_global_scale.numel() != 1:
-        raise ValueError(
-            f"input_global_scale must be one number, not of shape {list(input_global_scale.shape)}"
-        )
+        raise ValueError(f"input_global_scale must be one number, not of shape {list(input_global_scale.shape)}")
     r = input_global_scale.reshape(()).reciprocal()
     blocks = split_blocks(x.to(torch.float32))
     amax = blocks.abs().amax(-1, keepdim=True)
@@ -163,9 +157,7 @@ def _check_block_scale(block_scale: torch.Tensor, amax: torch.Tensor) -> None:
     if block_scale.dtype != torch.float8_e4m3fn:
         raise TypeError(f"block_scale must be torch.float8_e4m3fn, not {block_scale.dtype}")
     if block_scale.shape != amax.shape:
-        raise ValueError(
-            f"block_scale has shape {list(block_scale.shape)}; the weight needs {list(amax.shape)}"
-        )
+        raise ValueError(f"block_scale has shape {list(block_scale.shape)}; the weight needs {list(amax.shape)}")
     value = block_scale.to(torch.float32)
     if not bool(((value > 0) & value.isfinite()).all()):
         raise ValueError("block_scale holds zero, negative or NaN scales; every block needs a positive one")

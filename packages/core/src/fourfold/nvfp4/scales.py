@@ -65,9 +65,7 @@ class BlockScalePolicy(StrEnum):
     COMPRESSED_TENSORS = "compressed-tensors"
 
 
-def global_scale_from_amax(
-    amax: torch.Tensor, policy: BlockScalePolicy = BlockScalePolicy.FOURFOLD
-) -> torch.Tensor:
+def global_scale_from_amax(amax: torch.Tensor, policy: BlockScalePolicy = BlockScalePolicy.FOURFOLD) -> torch.Tensor:
     """Global scale, float32, decode direction, in ``amax``'s shape.
 
     ``amax`` is float32, bfloat16 or float16; its dtype matters under ``COMPRESSED_TENSORS``: pass it in the

@@ -53,9 +53,7 @@ class NVFP4Weight:
         self._check_shapes()
         devices = {str(part.device) for part in (self.packed_weight, self.block_scale, self.global_scale)}
         if len(devices) > 1:
-            raise ValueError(
-                f"packed_weight, block_scale and global_scale are on different devices: {sorted(devices)}"
-            )
+            raise ValueError(f"packed_weight, block_scale and global_scale are on different devices: {sorted(devices)}")
 
     def _check_shapes(self) -> None:
         packed = tuple(self.packed_weight.shape)

@@ -1,0 +1,1 @@
+"""The built-in plugin: unfuser and quantizer without a toolchain."""

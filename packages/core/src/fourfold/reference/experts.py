@@ -65,9 +65,7 @@ class FusedExperts(NamedTuple):
         if not callable(getattr(self.module, "act_fn", None)):
             raise ModelError(f"{self.name}: experts without an activation act_fn are not supported")
         if getattr(getattr(self.module, "_hf_hook", None), "offload", False):
-            raise ModelError(
-                f"{self.name}: its parameters are offloaded; load the model without CPU or disk offload"
-            )
+            raise ModelError(f"{self.name}: its parameters are offloaded; load the model without CPU or disk offload")
 
 
 def is_fused_experts(module: nn.Module) -> bool:
@@ -86,22 +84,16 @@ class ExpertMLP(nn.Module):
     up_proj: nn.Linear
     down_proj: nn.Linear
 
-    def __init__(
-        self, fused: FusedExperts, expert: int, act_fn: Callable[[torch.Tensor], torch.Tensor]
-    ) -> None:
+    def __init__(self, fused: FusedExperts, expert: int, act_fn: Callable[[torch.Tensor], torch.Tensor]) -> None:
         super().__init__()
         self._act_fn = (act_fn,)  # in a tuple: an activation that is a module stays unregistered, and shared
         for projection in EXPERT_PROJECTIONS:
-            setattr(
-                self, projection, _linear_over(fused.view(expert, projection), fused.gate_up.requires_grad)
-            )
+            setattr(self, projection, _linear_over(fused.view(expert, projection), fused.gate_up.requires_grad))
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """[T, H] to [T, H]."""
         # Side by side as in the fused product: CPU activations round the tail of a row by its memory layout.
-        gate, up = torch.cat((self.gate_proj(hidden_states), self.up_proj(hidden_states)), dim=-1).chunk(
-            2, dim=-1
-        )
+        gate, up = torch.cat((self.gate_proj(hidden_states), self.up_proj(hidden_states)), dim=-1).chunk(2, dim=-1)
         return self.down_proj(self._act_fn[0](gate) * up)  # type: ignore[no-any-return]
 
 

@@ -11,6 +11,7 @@ from fourfold.reference.options import ReferenceQuantizerOptions, ReferenceUnfus
 
 @hookimpl
 def fourfold_register_unfusers() -> Sequence[Entry]:
+    """The zero-copy unfuser."""
     return [
         Entry(
             name="reference",
@@ -23,6 +24,7 @@ def fourfold_register_unfusers() -> Sequence[Entry]:
 
 @hookimpl
 def fourfold_register_quantizers() -> Sequence[QuantizerEntry]:
+    """The codec as a quantizer of weights."""
     return [
         QuantizerEntry(
             name="reference",

@@ -1,4 +1,4 @@
-"""The built-in quantizer: weights alone, read, rounded and written a batch of scale groups at a time; no model is loaded.
+"""The built-in quantizer: weights alone, a batch of scale groups at a time; no model is loaded.
 
 Scales come from the largest absolute value of a scale group, in ModelOpt's order of operations
 (:class:`fourfold.nvfp4.BlockScalePolicy`), so the result is bit-equal to ModelOpt's ``max``. Resident memory is

@@ -29,15 +29,11 @@ class ReferenceUnfuser(Unfuser[ReferenceUnfuserOptions]):
         under a name we do not know (the message gives the share of parameters that would be skipped); none at
         all; experts already un-fused.
         """
-        found = [
-            FusedExperts(name, module) for name, module in model.named_modules() if is_fused_experts(module)
-        ]
+        found = [FusedExperts(name, module) for name, module in model.named_modules() if is_fused_experts(module)]
         _refuse_strangers(model)
         if not found:
             done = any(isinstance(module, UnfusedExperts) for module in model.modules())
-            raise ModelError(
-                "the experts are already un-fused" if done else f"no fused experts ({GATE_UP}) found"
-            )
+            raise ModelError("the experts are already un-fused" if done else f"no fused experts ({GATE_UP}) found")
         for fused in found:
             fused.check()
         for fused in found:
@@ -54,9 +50,7 @@ class ReferenceUnfuser(Unfuser[ReferenceUnfuserOptions]):
         Raises :class:`ModelError`, with the model unchanged, for a linear that cannot be written back:
         replaced by a module without a weight, of another shape, or of another dtype than its siblings.
         """
-        found = [
-            (name, module) for name, module in model.named_modules() if isinstance(module, UnfusedExperts)
-        ]
+        found = [(name, module) for name, module in model.named_modules() if isinstance(module, UnfusedExperts)]
         if not found:
             raise ModelError("no un-fused experts found; nothing to fuse")
         checked = [(name, unfused, _weights(name, unfused)) for name, unfused in found]
@@ -81,9 +75,7 @@ def _weights(name: str, unfused: UnfusedExperts) -> _Weights:
             raise ModelError(f"{where}: has a bias, which fused experts cannot hold")
         expected = unfused.fused.view(expert, projection).shape
         if weight.shape != expected:
-            raise ModelError(
-                f"{where}: weight has shape {list(weight.shape)}; fused experts hold {list(expected)}"
-            )
+            raise ModelError(f"{where}: weight has shape {list(weight.shape)}; fused experts hold {list(expected)}")
         weights[expert, projection] = weight.detach()
     kinds = {(weight.dtype, weight.device) for weight in weights.values()}
     if len(kinds) > 1:
