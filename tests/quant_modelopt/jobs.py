@@ -25,10 +25,11 @@ def _theirs(
     patterns: tuple[str, ...] = ("*",),
     activations: bool = True,
     kv: bool = False,
+    **job: Any,
 ) -> dict[str, Any]:
     return {
         "name": name, "action": "modelopt", "unfuser": unfuser, "tokens": tokens, "patterns": patterns,
-        "activations": activations, "kv": kv,
+        "activations": activations, "kv": kv, **job,
     }  # fmt: skip
 
 
@@ -64,6 +65,8 @@ FIRST_RUN = [
     _theirs("w4a16-oracle", "modelopt", None, activations=False),
     _ours("experts-only", "modelopt", recipe={"targets": "experts-only"}),
     _theirs("experts-only-oracle", "modelopt", patterns=EXPERTS_ONLY),
+    _ours("demo", "modelopt", model="demo"),
+    _theirs("demo-oracle", "modelopt", model="demo"),
     *(_algorithm(name) for name in ALGORITHMS),
     _ours("mse-fused", "modelopt", options={"algorithm": "mse"}),
     _ours("gptq-few", tokens=TOO_FEW, options={"algorithm": "gptq"}),

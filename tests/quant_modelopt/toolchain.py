@@ -28,6 +28,7 @@ from fourfold.config import Options, Recipe
 from fourfold.errors import FourfoldError
 from fourfold.interfaces.quantizer import QuantizeJob
 from fourfold.models.gemma4 import read_gemma4
+from fourfold.models.resolve import resolve_model
 from fourfold.progress import NoProgress
 from fourfold.reference.experts import UnfusedExperts
 from fourfold.reference.options import ReferenceUnfuserOptions
@@ -293,7 +294,7 @@ def main(path: Path) -> None:
         for part in ("artifact", "checkpoint"):
             (folder / part).mkdir(parents=True)
         try:
-            ACTIONS[job["action"]](model, folder, job)
+            ACTIONS[job["action"]](resolve_model(job["model"]) if "model" in job else model, folder, job)
         except FourfoldError as error:
             (folder / "error.json").write_text(json.dumps({"type": type(error).__name__, "message": str(error)}))
 
