@@ -12,6 +12,8 @@ from fourfold.artifact import Artifact
 from fourfold.calibration.build import build_token_set
 from fourfold.calibration.tokens import TokenSet
 from fourfold.checkpoint.atomic import atomic_folder
+from fourfold.checkpoint.index import TensorFolder
+from fourfold.checkpoint.layouts import detect_layout
 from fourfold.config import Config
 from fourfold.environments import ensure_environment, environment_sha256
 from fourfold.errors import FourfoldError
@@ -185,12 +187,15 @@ def hash_source(model_path: Path, progress: Progress) -> dict[str, str]:
     return sha256_files(model_path, skip=("README.md", "manifest.json"))
 
 
-def write_checkpoint_manifest(artifact: Artifact, layout: str, folder: Path) -> None:
-    """The artifact's manifest as the checkpoint's: its layout and its own files' hashes."""
+def write_checkpoint_manifest(artifact: Artifact, exporter: str, folder: Path) -> None:
+    """The artifact's manifest as the checkpoint's: the layout its tensors are in, and its own files' hashes.
+
+    An exporter may write a known layout's keys under a name of its own.
+    """
     changes = {
         "kind": "checkpoint",
-        "layout": layout,
-        "exporter": Component(name=layout),
+        "layout": detect_layout(TensorFolder(folder)).name,
+        "exporter": Component(name=exporter),
         "files": sha256_files(folder),
     }
     artifact.manifest.model_copy(update=changes).write(folder)
