@@ -12,12 +12,13 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
+
 from fourfold.artifact import Artifact
 from fourfold.checkpoint.index import TensorFolder
 from fourfold.config import Options
 from fourfold.progress import NoProgress
 from fourfold_llmcompressor.exporter import CompressedTensorsExporter
-from safetensors.torch import load_file
 
 from .jobs import FIRST_RUN, SECOND_RUN
 

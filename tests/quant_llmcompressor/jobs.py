@@ -10,15 +10,11 @@ TOO_FEW = (1, 4)
 OURS, THEIRS = "reference", "llmcompressor"
 
 
-def _ours(
-    name: str, unfuser: str = OURS, tokens: tuple[int, int] | None = ENOUGH, **job: Any
-) -> dict[str, Any]:
+def _ours(name: str, unfuser: str = OURS, tokens: tuple[int, int] | None = ENOUGH, **job: Any) -> dict[str, Any]:
     return {"name": name, "action": "quantize", "unfuser": unfuser, "tokens": tokens, **job}
 
 
-def _alone(
-    name: str, unfuser: str = THEIRS, tokens: tuple[int, int] | None = ENOUGH, **job: Any
-) -> dict[str, Any]:
+def _alone(name: str, unfuser: str = THEIRS, tokens: tuple[int, int] | None = ENOUGH, **job: Any) -> dict[str, Any]:
     """llm-compressor as its documentation uses it; none of our code but, where asked for, the unfuser."""
     return {"name": f"{name}-oracle", "action": "llmcompressor", "unfuser": unfuser, "tokens": tokens, **job}
 

@@ -7,21 +7,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
+from torch import nn
+from transformers import AutoModelForImageTextToText
+
 from fourfold.artifact import Artifact
 from fourfold.calibration.tokens import TokenSet
 from fourfold.config import Options
 from fourfold.nvfp4 import fake_quantize_activations
 from fourfold.reference.options import ReferenceUnfuserOptions
 from fourfold.reference.unfuser import ReferenceUnfuser
-from safetensors.torch import save_file
-from torch import nn
-from transformers import AutoModelForImageTextToText
 
 
 def load(model: Path) -> Any:
-    return AutoModelForImageTextToText.from_pretrained(
-        model, dtype=torch.bfloat16, attn_implementation="eager"
-    )
+    return AutoModelForImageTextToText.from_pretrained(model, dtype=torch.bfloat16, attn_implementation="eager")
 
 
 def load_unfused(model: Path) -> Any:
@@ -77,9 +76,7 @@ def outputs_of(loaded: nn.Module, module: str, tokens: TokenSet) -> torch.Tensor
     """All outputs of ``module``, float32 [T, H]."""
     outputs: list[torch.Tensor] = []
     watched = loaded.get_submodule(module)
-    handle = watched.register_forward_hook(
-        lambda _module, _args, out: outputs.append(out.reshape(-1, out.shape[-1]))
-    )
+    handle = watched.register_forward_hook(lambda _module, _args, out: outputs.append(out.reshape(-1, out.shape[-1])))
     run(loaded, tokens)
     handle.remove()
     return torch.cat(outputs).float()

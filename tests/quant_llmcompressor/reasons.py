@@ -8,11 +8,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from fourfold.calibration.tokens import TokenSet
-from fourfold_llmcompressor.model import shared_kv_replayable
 from measures import load, load_unfused
 from theirs import ALL_LINEARS
 from torch.utils.data import DataLoader
+
+from fourfold.calibration.tokens import TokenSet
+from fourfold_llmcompressor.model import shared_kv_replayable
 
 UP, DOWN = r"re:.*language_model.*\.up_proj$", r"re:.*language_model.*\.down_proj$"
 
@@ -55,7 +56,7 @@ def reasons(model: Path, folder: Path, job: dict[str, Any], tokens: TokenSet) ->
                     moe_calibrate_all_experts=False,
                 )
             answers[name] = ""
-        except Exception as error:
+        except (IndexError, RuntimeError, TypeError, ValueError) as error:
             answers[name] = f"{type(error).__name__}: {error}"
     (folder / "reasons.json").write_text(json.dumps(answers))
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from fourfold.models.gemma4 import read_gemma4
 from safetensors.torch import load_file
+
+from fourfold.models.gemma4 import read_gemma4
 
 from .conftest import Runs
 from .jobs import ALGORITHMS
@@ -13,9 +14,7 @@ from .jobs import ALGORITHMS
 DENSE_PAIR = ("model.language_model.layers.0.mlp.up_proj", "model.language_model.layers.0.mlp.down_proj")
 
 
-def weight_error(
-    runs: Runs, name: str, norm: float = 2.0, grams: dict[str, torch.Tensor] | None = None
-) -> float:
+def weight_error(runs: Runs, name: str, norm: float = 2.0, grams: dict[str, torch.Tensor] | None = None) -> float:
     """Sum of |decoded - source|^norm over all targets; with ``grams``, columns weighted by their inputs."""
     total = 0.0
     for module in read_gemma4(runs.model).linears.values():
@@ -62,9 +61,7 @@ def test_mse_lowers_the_weight_error_and_a_wider_search_lowers_it_more(runs: Run
     assert searched < 0.95 * nearest
 
 
-@pytest.mark.parametrize(
-    ("weighted", "plain"), [("imatrix-mse", "mse"), ("expanded-imatrix", "expanded-mse")]
-)
+@pytest.mark.parametrize(("weighted", "plain"), [("imatrix-mse", "mse"), ("expanded-imatrix", "expanded-mse")])
 def test_importance_lowers_the_error_of_important_columns(
     runs: Runs, grams: dict[str, torch.Tensor], weighted: str, plain: str
 ) -> None:
@@ -72,9 +69,7 @@ def test_importance_lowers_the_error_of_important_columns(
     assert weight_error(runs, weighted) > weight_error(runs, plain)
 
 
-def test_gptq_lowers_the_output_error_though_not_the_weight_error(
-    runs: Runs, grams: dict[str, torch.Tensor]
-) -> None:
+def test_gptq_lowers_the_output_error_though_not_the_weight_error(runs: Runs, grams: dict[str, torch.Tensor]) -> None:
     assert output_error(runs, "gptq-same-inputs", grams) < 0.8 * output_error(runs, "reference", grams)
     assert weight_error(runs, "gptq-same-inputs") > weight_error(runs, "reference")
 
@@ -84,9 +79,7 @@ def test_gptq_sees_the_layers_before_it_quantized_unless_told_not_to(runs: Runs)
     first = [m for m in propagated.manifest.quantized_modules if ".layers.0." in m]
     last = [m for m in propagated.manifest.quantized_modules if ".layers.1." in m]
     assert all(torch.equal(propagated.weight(m).packed_weight, same.weight(m).packed_weight) for m in first)
-    assert not any(
-        torch.equal(propagated.weight(m).packed_weight, same.weight(m).packed_weight) for m in last
-    )
+    assert not any(torch.equal(propagated.weight(m).packed_weight, same.weight(m).packed_weight) for m in last)
 
 
 @pytest.mark.parametrize("name", [n for n in ALGORITHMS if n != "smoothquant"])

@@ -6,6 +6,7 @@ import json
 
 import pytest
 import torch
+
 from fourfold.models.gemma4 import read_gemma4
 from fourfold.nvfp4 import BlockScalePolicy, quantize
 
@@ -48,9 +49,7 @@ def test_kv_scales_have_llmcompressors_values_in_float32(runs: Runs) -> None:
 
 
 @pytest.mark.parametrize("name", IDENTITY)
-def test_quantization_config_equals_llmcompressors_but_for_targets_and_provenance(
-    runs: Runs, name: str
-) -> None:
+def test_quantization_config_equals_llmcompressors_but_for_targets_and_provenance(runs: Runs, name: str) -> None:
     ours, theirs = (
         json.loads((runs[n].checkpoint.path / "config.json").read_text())["quantization_config"]
         for n in (name, f"{name}-oracle")

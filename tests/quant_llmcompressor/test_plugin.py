@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+
 from fourfold.errors import MissingEnvironmentError
 from fourfold.plugins import Registry, Role, build_plugin_manager
 from fourfold_llmcompressor import hooks
@@ -33,9 +34,7 @@ def test_exporter_loads_without_the_toolchain() -> None:
 
 def test_without_the_toolchain_the_quantizer_names_the_command_that_installs_it() -> None:
     for role in (Role.QUANTIZER, Role.UNFUSER):
-        with pytest.raises(
-            MissingEnvironmentError, match=r"needs llmcompressor, .* fourfold setup llmcompressor$"
-        ):
+        with pytest.raises(MissingEnvironmentError, match=r"needs llmcompressor, .* fourfold setup llmcompressor$"):
             registry().load(role, "llmcompressor")
 
 

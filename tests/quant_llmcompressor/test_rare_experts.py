@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+
 from fourfold.models.gemma4 import read_gemma4
 
 from .conftest import Result, Runs
@@ -25,9 +26,7 @@ def unseen(result: Result) -> dict[str, int]:
     ("name", "num_tokens"), [("reference", 512), ("llmcompressor", 512), ("gptq", 512), ("autoround", 512),
                              ("mse", 512), ("few", 8), ("padded", 112), ("padded-gptq", 112)]
 )  # fmt: skip
-def test_every_real_token_is_counted_once_for_each_of_its_experts(
-    runs: Runs, name: str, num_tokens: int
-) -> None:
+def test_every_real_token_is_counted_once_for_each_of_its_experts(runs: Runs, name: str, num_tokens: int) -> None:
     counts = runs[name].artifact.manifest.expert_token_counts
     assert tuple(counts) == LAYERS
     assert {sum(by_expert) for by_expert in counts.values()} == {4 * num_tokens}
@@ -42,9 +41,7 @@ def test_counts_are_the_routers(runs: Runs) -> None:
 
 
 @pytest.mark.parametrize("name", ["few", "few-linearized", "few-gptq"])
-def test_layer_max_gives_an_unseen_expert_the_largest_scale_of_its_layer_and_names_it(
-    runs: Runs, name: str
-) -> None:
+def test_layer_max_gives_an_unseen_expert_the_largest_scale_of_its_layer_and_names_it(runs: Runs, name: str) -> None:
     artifact, rare = runs[name].artifact, unseen(runs[name])
     assert rare
     assert {f.module for f in artifact.manifest.fallbacks if f.rule == "layer-max"} == set(rare)
@@ -53,9 +50,7 @@ def test_layer_max_gives_an_unseen_expert_the_largest_scale_of_its_layer_and_nam
         others = [
             float(artifact.input_global_scale(other))
             for other in artifact.manifest.quantized_modules
-            if other.startswith(f"{layer}.experts.")
-            and other.endswith("down_proj") is side
-            and other not in rare
+            if other.startswith(f"{layer}.experts.") and other.endswith("down_proj") is side and other not in rare
         ]
         assert float(artifact.input_global_scale(module)) == max(others)
 
@@ -85,9 +80,7 @@ def test_gptq_rounds_an_unseen_expert_to_nearest_and_names_it(runs: Runs) -> Non
     for module in rare:
         found, expected = gptq.weight(module), nearest.weight(module)
         assert torch.equal(found.packed_weight, expected.packed_weight), module
-        assert torch.equal(found.block_scale.view(torch.uint8), expected.block_scale.view(torch.uint8)), (
-            module
-        )
+        assert torch.equal(found.block_scale.view(torch.uint8), expected.block_scale.view(torch.uint8)), module
         assert torch.equal(found.global_scale, expected.global_scale), module
 
 

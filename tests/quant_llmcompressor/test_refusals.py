@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 import pytest
+
 from fourfold.config import Recipe
 from fourfold.errors import ConfigError
 from fourfold_llmcompressor.options import LlmcompressorOptions
@@ -132,9 +133,7 @@ def test_a_wrong_option_is_named(option: str, value: object, message: str) -> No
         check({option: value})
 
 
-@pytest.mark.parametrize(
-    "algorithm", ["gptq", "awq", "smoothquant", "autoround", "imatrix-mse", "expanded-imatrix"]
-)
+@pytest.mark.parametrize("algorithm", ["gptq", "awq", "smoothquant", "autoround", "imatrix-mse", "expanded-imatrix"])
 def test_algorithms_that_read_activations_need_tokens_for_weights_alone(algorithm: str) -> None:
     assert LlmcompressorOptions(algorithm=algorithm).needs_tokens
 

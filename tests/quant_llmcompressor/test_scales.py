@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from fourfold.artifact import ENCODE_SCALES
 from safetensors.torch import load_file
+
+from fourfold.artifact import ENCODE_SCALES
 
 from .conftest import Runs
 

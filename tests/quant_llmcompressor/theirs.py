@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from fourfold.calibration.tokens import TokenSet
 from safetensors.torch import save_file
 from torch.utils.data import DataLoader
 from transformers import AutoModelForImageTextToText
+
+from fourfold.calibration.tokens import TokenSet
 
 #: Every linear of the text layers but the router's.
 ALL_LINEARS = r"re:.*language_model\.layers\.\d+\.(self_attn|mlp|experts\.\d+)\..*_proj$"
@@ -19,18 +20,14 @@ FP8_KV = {
 }  # fmt: skip
 
 
-def llmcompressor_alone(
-    model: Path, folder: Path, job: dict[str, Any], tokens: TokenSet | None, ours: Any
-) -> None:
+def llmcompressor_alone(model: Path, folder: Path, job: dict[str, Any], tokens: TokenSet | None, ours: Any) -> None:
     """Quantize and save; ``ours`` is our unfuser, or None for llm-compressor's own linearization."""
     from compressed_tensors.quantization.lifecycle.forward import forward_quantize
     from llmcompressor import oneshot
     from llmcompressor.modifiers.gptq import GPTQModifier
     from llmcompressor.modifiers.quantization import QuantizationModifier
 
-    loaded = AutoModelForImageTextToText.from_pretrained(
-        model, dtype=torch.bfloat16, attn_implementation="eager"
-    )
+    loaded = AutoModelForImageTextToText.from_pretrained(model, dtype=torch.bfloat16, attn_implementation="eager")
     if ours is not None:
         ours.unfuse(loaded)
     if job.get("kv"):

@@ -16,6 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from measures import inputs, output_errors, unfuser, unfuser_dtype, unfuser_nothing
+from reasons import reasons
+from small_model import VOCABULARY, copy_with_zero_expert, make_model
+from theirs import llmcompressor_alone
+
 from fourfold.artifact import ArtifactWriter
 from fourfold.calibration.spec import CalibrationSpec
 from fourfold.calibration.tokens import TokenSet, TokenSetRecord, tokens_sha256
@@ -28,10 +33,6 @@ from fourfold.progress import NoProgress
 from fourfold.reference.options import ReferenceUnfuserOptions
 from fourfold.reference.unfuser import ReferenceUnfuser
 from fourfold_llmcompressor.options import LlmcompressorOptions
-from measures import inputs, output_errors, unfuser, unfuser_dtype, unfuser_nothing
-from reasons import reasons
-from small_model import VOCABULARY, copy_with_zero_expert, make_model
-from theirs import llmcompressor_alone
 
 
 def token_set(num_batches: int, length: int, padding: int = 0) -> TokenSet:
@@ -55,9 +56,7 @@ def tokens(job: dict[str, Any]) -> TokenSet | None:
 def make_unfuser(name: str) -> Any:
     from fourfold_llmcompressor.unfuser import LinearizedExperts
 
-    return (
-        ReferenceUnfuser(ReferenceUnfuserOptions()) if name == "reference" else LinearizedExperts(Options())
-    )
+    return ReferenceUnfuser(ReferenceUnfuserOptions()) if name == "reference" else LinearizedExperts(Options())
 
 
 def quantize(model: Path, folder: Path, job: dict[str, Any]) -> None:
@@ -125,9 +124,7 @@ def main(path: Path) -> None:
         try:
             ACTIONS[job["action"]](model, folder, job)
         except FourfoldError as error:
-            (folder / "error.json").write_text(
-                json.dumps({"type": type(error).__name__, "message": str(error)})
-            )
+            (folder / "error.json").write_text(json.dumps({"type": type(error).__name__, "message": str(error)}))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,1 @@
+"""Fourfold's llm-compressor backend."""

@@ -5,16 +5,16 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
-from fourfold.config import KVCache
-from fourfold.reference.experts import UnfusedExperts
 from llmcompressor import oneshot
 from llmcompressor.modifiers import Modifier
 from torch import nn
 from torch.utils.data import DataLoader
 
+from fourfold.config import KVCache
+from fourfold.reference.experts import UnfusedExperts
 from fourfold_llmcompressor.model import decoder_layers, per_layer_config_readable, shared_kv_replayable
 from fourfold_llmcompressor.options import LlmcompressorOptions
 from fourfold_llmcompressor.quiet import quiet_toolchain
@@ -22,9 +22,10 @@ from fourfold_llmcompressor.recipes import quantization_modifier, transform_modi
 from fourfold_llmcompressor.watch import CalibrationWatch
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
     from fourfold.interfaces.quantizer import QuantizeJob
     from fourfold.progress import Progress
-    from transformers import PreTrainedModel
 
 #: Quantizing a layer before the next one is observed; the others observe all layers of the unquantized model.
 _LAYER_BY_LAYER = frozenset({"gptq", "autoround"})
@@ -79,7 +80,8 @@ def _run(
     pipeline: str,
 ) -> None:
     # A loader is taken as it is; a data set would be tokenized, shuffled, or sorted by length.
-    loader = None if not batches else DataLoader(batches, batch_size=None)
+    dataset: Any = batches
+    loader: DataLoader[Any] | None = DataLoader(dataset, batch_size=None) if batches else None
     oneshot(
         model=model,
         recipe=modifiers,

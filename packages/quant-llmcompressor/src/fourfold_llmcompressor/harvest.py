@@ -13,8 +13,9 @@ import torch
 from compressed_tensors.compressors import BaseCompressor
 from compressed_tensors.config import CompressionFormat
 from compressed_tensors.utils import get_direct_state_dict
-from fourfold.nvfp4 import NVFP4Weight
 from torch import nn
+
+from fourfold.nvfp4 import NVFP4Weight
 
 _COMPRESSOR = BaseCompressor.get_value_from_registry(CompressionFormat.nvfp4_pack_quantized.value)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from fourfold.hookspecs import hookimpl
 from fourfold.plugins import Entry, Environment, QuantizerEntry
-
 from fourfold_llmcompressor.options import LlmcompressorOptions
 
 ENVIRONMENT = Environment(

@@ -9,8 +9,9 @@ from typing import Any
 
 import torch
 import transformers
-from fourfold.errors import DeviceError, ModelError
 from transformers import AutoConfig, PreTrainedModel
+
+from fourfold.errors import DeviceError, ModelError
 
 
 def load_model(path: Path, device: str) -> PreTrainedModel:
@@ -23,9 +24,7 @@ def load_model(path: Path, device: str) -> PreTrainedModel:
     (architecture,) = config.architectures or ("none",)
     model_class = getattr(transformers, architecture, None)
     if model_class is None:
-        raise ModelError(
-            f"{path / 'config.json'}: transformers {transformers.__version__} has no {architecture}"
-        )
+        raise ModelError(f"{path / 'config.json'}: transformers {transformers.__version__} has no {architecture}")
     placement: Mapping[str, Any] = {}
     if device != "cpu":
         if not torch.cuda.is_available():

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Literal
 
+from pydantic import Field
+
 from fourfold.config import KVCache, Recipe, Scheme
 from fourfold.errors import ConfigError
 from fourfold.interfaces.quantizer import QuantizerOptions
-from pydantic import Field
 
 Algorithm = Literal[
     "max", "mse", "expanded-mse", "imatrix-mse", "expanded-imatrix", "gptq", "awq", "smoothquant", "autoround"

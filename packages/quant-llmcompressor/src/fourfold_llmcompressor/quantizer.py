@@ -5,13 +5,13 @@ module.
 from __future__ import annotations
 
 from collections import defaultdict
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
+
 from fourfold.config import KVCache, Scheme
 from fourfold.errors import ConfigError, QuantizationError
 from fourfold.interfaces.quantizer import QuantizeJob, Quantizer
-
 from fourfold_llmcompressor.calibrate import calibrate, show_all_experts, smooth_pairs
 from fourfold_llmcompressor.harvest import HarvestedWeight, harvest
 from fourfold_llmcompressor.model import load_model
@@ -19,10 +19,11 @@ from fourfold_llmcompressor.options import SMOOTHING, LlmcompressorOptions
 from fourfold_llmcompressor.rare import RareExperts, requantize_nearest
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from fourfold.artifact import ArtifactWriter
     from fourfold.models.gemma4 import LinearModule
     from fourfold.progress import Progress
-    from torch import nn
 
 
 class LlmcompressorQuantizer(Quantizer[LlmcompressorOptions]):
@@ -67,7 +68,7 @@ class LlmcompressorQuantizer(Quantizer[LlmcompressorOptions]):
         shared: dict[str, torch.Tensor] = {}
         progress.begin("harvest", total=len(job.targets), unit="module")
         for module in job.targets:
-            linear = model.get_submodule(module.name)
+            linear: Any = model.get_submodule(module.name)
             divisor = divisors.get(module.name)
             result = harvest(linear)
             _add(artifact, module, result, divisor)
@@ -76,9 +77,7 @@ class LlmcompressorQuantizer(Quantizer[LlmcompressorOptions]):
             if rare is not None:
                 rare.record(artifact, module)
             if module.name in smoothed and not torch.equal(linear.weight.cpu(), module.read(job.source)):
-                artifact.record_transformed(
-                    module.name, f"{self.options.algorithm}: up_proj rows, down_proj columns"
-                )
+                artifact.record_transformed(module.name, f"{self.options.algorithm}: up_proj rows, down_proj columns")
             progress.advance()
 
 
@@ -87,9 +86,7 @@ def check_job(job: QuantizeJob, options: LlmcompressorOptions) -> None:
     recipe = job.recipe
     reads_tokens = recipe.scheme is Scheme.W4A4 or recipe.kv_cache is KVCache.FP8 or options.needs_tokens
     if reads_tokens and job.tokens is None:
-        raise ConfigError(
-            f"calibration: {options.algorithm} for {recipe.scheme} needs tokens, and none were given"
-        )
+        raise ConfigError(f"calibration: {options.algorithm} for {recipe.scheme} needs tokens, and none were given")
     if options.algorithm == "smoothquant" and job.unfuser_name == "llmcompressor":
         raise ConfigError(
             "unfuser: smoothquant fails on the experts of unfuser llmcompressor, called without tokens too; "
@@ -114,14 +111,14 @@ def check_job(job: QuantizeJob, options: LlmcompressorOptions) -> None:
 
 def _input_divisors(model: nn.Module, job: QuantizeJob) -> dict[str, torch.Tensor]:
     """llm-compressor's activation divisor of every target, float32 []; NaN where it observed nothing."""
-    return {
-        m.name: model.get_submodule(m.name).input_global_scale.detach().cpu().reshape(()) for m in job.targets
-    }
+    divisors: dict[str, torch.Tensor] = {}
+    for module in job.targets:
+        linear: Any = model.get_submodule(module.name)
+        divisors[str(module.name)] = linear.input_global_scale.detach().cpu().reshape(())
+    return divisors
 
 
-def _require_shared(
-    shared: dict[str, torch.Tensor], module: LinearModule, *divisors: torch.Tensor | None
-) -> None:
+def _require_shared(shared: dict[str, torch.Tensor], module: LinearModule, *divisors: torch.Tensor | None) -> None:
     """Refuse a scale group whose members have divisors of their own: a server would use one for all."""
     found = torch.stack([divisor for divisor in divisors if divisor is not None])
     if not torch.equal(shared.setdefault(module.scale_group, found), found):
@@ -131,9 +128,7 @@ def _require_shared(
         )
 
 
-def _add(
-    artifact: ArtifactWriter, module: LinearModule, result: HarvestedWeight, divisor: torch.Tensor | None
-) -> None:
+def _add(artifact: ArtifactWriter, module: LinearModule, result: HarvestedWeight, divisor: torch.Tensor | None) -> None:
     if not torch.isfinite(result.encode_scale):
         raise QuantizationError(f"{module.name}: llm-compressor left its weight unquantized")
     if divisor is not None and not torch.isfinite(divisor):
@@ -159,5 +154,5 @@ def _record_ones(artifact: ArtifactWriter, module: LinearModule, **divisors: tor
 def _write_kv_scales(model: nn.Module, job: QuantizeJob, artifact: ArtifactWriter) -> None:
     names = {m.name.rpartition(".")[0] for m in job.gemma.linears.values() if m.projection == "k_proj"}
     for name in sorted(names):
-        attention = model.get_submodule(name)
+        attention: Any = model.get_submodule(name)
         artifact.add_kv_scales(name, attention.k_scale, attention.v_scale)

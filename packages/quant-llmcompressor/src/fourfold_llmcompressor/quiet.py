@@ -31,9 +31,7 @@ def quiet_toolchain() -> Iterator[list[str]]:
         if text not in warnings:
             warnings.append(text)
 
-    sink = logger.add(
-        collect, level="WARNING", format="{message}", filter=lambda record: record["level"].no == 30
-    )
+    sink = logger.add(collect, level="WARNING", format="{message}", filter=lambda record: record["level"].no == 30)
     try:
         with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
             yield warnings

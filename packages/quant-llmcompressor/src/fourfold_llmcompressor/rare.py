@@ -9,22 +9,23 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from compressed_tensors.offload import update_offload_parameter
-from fourfold.config import RareExpertRule
-from fourfold.errors import QuantizationError
 from llmcompressor.modifiers.quantization.calibration import initialize_observer, observe, update_qparams
 from llmcompressor.observers import fuse_weight_observers
 
+from fourfold.config import RareExpertRule
+from fourfold.errors import QuantizationError
 from fourfold_llmcompressor.options import SMOOTHING, LlmcompressorOptions
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from fourfold.artifact import ArtifactWriter
     from fourfold.interfaces.quantizer import QuantizeJob
     from fourfold.models.gemma4 import LinearModule
-    from torch import nn
 
 #: (layer, expert)
 Expert = tuple[int, int]
@@ -74,9 +75,7 @@ class RareExperts:
             f"{_least(job, options)} are needed ({len(self.experts)} such experts); give more samples"
         )
         if options.algorithm in SMOOTHING:
-            raise QuantizationError(
-                f"{saw}: {options.algorithm} scales each expert on its own, so no rule can help"
-            )
+            raise QuantizationError(f"{saw}: {options.algorithm} scales each expert on its own, so no rule can help")
         if job.recipe.rare_experts is RareExpertRule.ERROR:
             raise QuantizationError(f"{saw}, or set recipe.rare_experts to layer-max")
 
@@ -86,13 +85,9 @@ class RareExperts:
             return
         saw = f"{int(self._counts[module.layer][module.expert])} calibration tokens"
         if module.name in self.divisors:
-            artifact.record_fallback(
-                module.name, "layer-max", f"{saw}; its input scale is the largest of its layer's"
-            )
+            artifact.record_fallback(module.name, "layer-max", f"{saw}; its input scale is the largest of its layer's")
         if self._weight_rule is not None:
-            artifact.record_fallback(
-                module.name, self._weight_rule, f"{saw}; too few to learn its weights from"
-            )
+            artifact.record_fallback(module.name, self._weight_rule, f"{saw}; too few to learn its weights from")
 
 
 def requantize_nearest(model: nn.Module, job: QuantizeJob, experts: frozenset[Expert]) -> None:
@@ -102,7 +97,7 @@ def requantize_nearest(model: nn.Module, job: QuantizeJob, experts: frozenset[Ex
         if module.expert is not None and (module.layer, module.expert) in experts:
             modules[module.layer, module.expert].append(module)
     for siblings in modules.values():
-        linears = [model.get_submodule(module.name) for module in siblings]
+        linears: list[Any] = [model.get_submodule(module.name) for module in siblings]
         for module, linear in zip(siblings, linears, strict=True):
             update_offload_parameter(linear, "weight", module.read(job.source).to(linear.weight.device))
             initialize_observer(linear, "weight")
@@ -115,11 +110,7 @@ def requantize_nearest(model: nn.Module, job: QuantizeJob, experts: frozenset[Ex
 
 def _least(job: QuantizeJob, options: LlmcompressorOptions) -> int:
     # The range of a single token's activations is zero, and SmoothQuant divides by its power.
-    return (
-        max(2, job.recipe.min_expert_tokens)
-        if options.algorithm == "smoothquant"
-        else job.recipe.min_expert_tokens
-    )
+    return max(2, job.recipe.min_expert_tokens) if options.algorithm == "smoothquant" else job.recipe.min_expert_tokens
 
 
 def _layer_max(

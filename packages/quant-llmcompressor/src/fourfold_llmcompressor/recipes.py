@@ -9,7 +9,6 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Any
 
-from fourfold.config import KVCache, Recipe, Scheme
 from llmcompressor.modifiers import Modifier
 from llmcompressor.modifiers.autoround import AutoRoundModifier
 from llmcompressor.modifiers.gptq import GPTQModifier
@@ -18,6 +17,7 @@ from llmcompressor.modifiers.transform.awq import AWQMapping, AWQModifier
 from llmcompressor.modifiers.transform.smoothquant import SmoothQuantModifier
 from torch import nn
 
+from fourfold.config import KVCache, Recipe, Scheme
 from fourfold_llmcompressor.options import LlmcompressorOptions
 
 if TYPE_CHECKING:
@@ -92,11 +92,7 @@ def quantization_modifier(
 
 def ignore_patterns(model: nn.Module, targets: Collection[str]) -> list[str]:
     """One pattern that matches, in full, every linear of ``model`` that is no target; none where all are."""
-    kept = [
-        name
-        for name, module in model.named_modules()
-        if isinstance(module, nn.Linear) and name not in targets
-    ]
+    kept = [name for name, module in model.named_modules() if isinstance(module, nn.Linear) and name not in targets]
     return [full_match(kept)] if kept else []
 
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from llmcompressor.modeling.moe.linearize import get_non_linearized_moes, linearize_moe, repack_moe
+
 from fourfold.config import Options
 from fourfold.errors import ModelError
 from fourfold.interfaces.unfuser import Unfuser
-from llmcompressor.modeling.moe.linearize import get_non_linearized_moes, linearize_moe, repack_moe
-
 from fourfold_llmcompressor.quiet import quiet_toolchain
 
 if TYPE_CHECKING:
@@ -28,9 +28,7 @@ class LinearizedExperts(Unfuser[Options]):
         """
         fused = get_non_linearized_moes(model)
         if not fused:
-            raise ModelError(
-                "llm-compressor finds no fused experts in this model; use the unfuser 'reference'"
-            )
+            raise ModelError("llm-compressor finds no fused experts in this model; use the unfuser 'reference'")
         for name, experts in fused:
             # It allocates the linears in the config's dtype, whatever the weights are in.
             stated = getattr(experts, "config", model.config.get_text_config()).dtype
