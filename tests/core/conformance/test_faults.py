@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+
 from fourfold.conformance import CHECKS, Refusal, Subject, Verdict, run_check, run_checks
 from fourfold.conformance.model import make_model
 from fourfold.plugins import Role

@@ -1,5 +1,7 @@
 """The promises of a quantizer, checked by Fourfold's own suite, for each algorithm."""
 
+from typing import ClassVar
+
 from fourfold.conformance import Refusal
 from fourfold.conformance.suite import QuantizerConformance
 
@@ -18,5 +20,5 @@ class TestMax(QuantizerConformance):
 class TestClip(QuantizerConformance):
     plugin = "fourfold_clipped.hooks"
     name = "clipped"
-    options = {"algorithm": "clip", "clip_ratio": 0.8}
+    options: ClassVar[dict[str, object]] = {"algorithm": "clip", "clip_ratio": 0.8}
     refusals = NEEDS_ACTIVATIONS

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import faulty_parts
+
 from fourfold.hookspecs import hookimpl
 from fourfold.plugins import Entry
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import faulty_options
+
 from fourfold.hookspecs import hookimpl
 from fourfold.plugins import Entry, QuantizerEntry
 from fourfold.reference.options import ReferenceUnfuserOptions
@@ -42,7 +43,10 @@ def fourfold_register_quantizers() -> list[QuantizerEntry]:
 def fourfold_register_unfusers() -> list[Entry]:
     return [
         Entry(
-            name=kind.lower(), summary="a test's", implementation=f"faulty_parts:{kind}", options=ReferenceUnfuserOptions
+            name=kind.lower(),
+            summary="a test's",
+            implementation=f"faulty_parts:{kind}",
+            options=ReferenceUnfuserOptions,
         )
         for kind in UNFUSERS
     ]

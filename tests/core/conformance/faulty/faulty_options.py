@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from fourfold.interfaces.quantizer import QuantizerOptions
 from pydantic import ConfigDict, field_serializer
+
+from fourfold.interfaces.quantizer import QuantizerOptions
 
 
 class Sound(QuantizerOptions):

@@ -8,6 +8,9 @@ from collections import defaultdict
 from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
 from fourfold.config import RareExpertRule, Scheme
 from fourfold.errors import ConfigError, ModelError, QuantizationError
 from fourfold.interfaces.quantizer import Quantizer
@@ -15,8 +18,6 @@ from fourfold.nvfp4 import NVFP4Weight, global_scale_from_amax, quantize
 from fourfold.reference.experts import UnfusedExperts
 from fourfold.reference.unfuser import ReferenceUnfuser
 from fourfold_modelopt.exporter import ModelOptExporter
-from safetensors.torch import load_file, save_file
-from torch import nn
 
 
 class SoundQuantizer(Quantizer):
