@@ -89,7 +89,8 @@ def test_without_it_the_name_is_unknown(tmp_path: Path):
     ("hooks", "message"),
     [
         ("import no_such_module\n", r"plugin 'broken' of fourfold-broken cannot be imported "
-         r"\(fourfold_broken\.hooks\): ModuleNotFoundError: No module named 'no_such_module'; repair or uninstall fourfold-broken"),
+         r"\(fourfold_broken\.hooks\): ModuleNotFoundError: No module named 'no_such_module'; "
+         r"repair or uninstall fourfold-broken"),
         (GOOD_HOOKS.replace("fourfold_register_quantizers", "fourfold_register_quantisers"),
          r"plugin refused: .*unknown hook 'fourfold_register_quantisers' in plugin"),
         (GOOD_HOOKS.replace('name="clipped"', 'name="reference"'),

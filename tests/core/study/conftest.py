@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
@@ -12,10 +13,29 @@ import fourfold_llmcompressor.hooks
 import fourfold_modelopt.hooks
 from fourfold.conformance.model import make_model
 from fourfold.plugins import Registry, build_plugin_manager
-from fourfold.study import Study
+from fourfold.progress import NoProgress
+from fourfold.study import Study, StudyResults, plan_study, run_study
 from fourfold.study.spec import parse_study
 
 MakeStudy = Callable[..., Study]
+
+BOTH = """
+compare = true
+[recipe]
+scheme = "W4A16"
+[matrix]
+quantizers = ["reference"]
+layouts = ["modelopt", "compressed-tensors"]
+"""
+CELLS = ("reference-max.default.modelopt", "reference-max.default.compressed-tensors")
+
+
+class Notes(NoProgress):
+    def __init__(self) -> None:
+        self.texts: list[str] = []
+
+    def note(self, text: str) -> None:
+        self.texts.append(text)
 
 
 @pytest.fixture(scope="session")
@@ -35,3 +55,30 @@ def make_study() -> MakeStudy:
         return parse_study(tomllib.loads(head + text))
 
     return make
+
+
+@pytest.fixture(scope="session")
+def finished(model: Path, registry: Registry, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A study's output, run to the end."""
+    head = f'name = "a-study"\nsummary = "for a test"\nmodel = "{model}"\n'
+    output = tmp_path_factory.mktemp("finished") / "output"
+    run_study(plan_study(parse_study(tomllib.loads(head + BOTH)), registry), registry, output, NoProgress())
+    return output
+
+
+@pytest.fixture
+def copy(finished: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(finished, tmp_path / "copy"))
+
+
+@pytest.fixture
+def again(model: Path, registry: Registry, make_study: MakeStudy) -> Callable[..., tuple[StudyResults, list[str]]]:
+    def run(output: Path, text: str = BOTH) -> tuple[StudyResults, list[str]]:
+        notes = Notes()
+        return run_study(plan_study(make_study(text, model=model), registry), registry, output, notes), notes.texts
+
+    return run
+
+
+def read(output: Path) -> StudyResults:
+    return StudyResults.model_validate_json((output / "results.json").read_bytes())

@@ -2,45 +2,21 @@
 
 from __future__ import annotations
 
-import json
-import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner
 
 import fourfold_llmcompressor.hooks
 import fourfold_modelopt.hooks
-from fourfold.cli.app import app
 from fourfold.errors import CheckpointError, ConfigError, OutputError
 from fourfold.hookspecs import hookimpl
 from fourfold.interfaces.exporter import Exporter
 from fourfold.plugins import Entry, Registry, build_plugin_manager
 from fourfold.progress import NoProgress
-from fourfold.study import Cell, StudyResults, plan_study, run_study, study_tables
-from fourfold.study.pairs import compare_pairs
+from fourfold.study import plan_study, run_study, study_tables
 from fourfold.study.run import LOCK_FILE
 
-from .conftest import MakeStudy
-
-BOTH = """
-compare = true
-[recipe]
-scheme = "W4A16"
-[matrix]
-quantizers = ["reference"]
-layouts = ["modelopt", "compressed-tensors"]
-"""
-CELLS = ("reference-max.default.modelopt", "reference-max.default.compressed-tensors")
-
-
-class Notes(NoProgress):
-    def __init__(self) -> None:
-        self.texts: list[str] = []
-
-    def note(self, text: str) -> None:
-        self.texts.append(text)
+from .conftest import BOTH, CELLS, MakeStudy, Notes, read
 
 
 class Failing(Exporter):
@@ -79,37 +55,6 @@ def faulty() -> Registry:
 
     registry.load = local  # type: ignore[method-assign]
     return registry
-
-
-@pytest.fixture(scope="session")
-def finished(model: Path, registry: Registry, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A study's output, run to the end."""
-    import tomllib
-
-    from fourfold.study.spec import parse_study
-
-    head = f'name = "a-study"\nsummary = "for a test"\nmodel = "{model}"\n'
-    output = tmp_path_factory.mktemp("finished") / "output"
-    run_study(plan_study(parse_study(tomllib.loads(head + BOTH)), registry), registry, output, NoProgress())
-    return output
-
-
-@pytest.fixture
-def copy(finished: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(finished, tmp_path / "copy"))
-
-
-@pytest.fixture
-def again(model: Path, registry: Registry, make_study: MakeStudy) -> Callable[..., tuple[StudyResults, list[str]]]:
-    def run(output: Path, text: str = BOTH) -> tuple[StudyResults, list[str]]:
-        notes = Notes()
-        return run_study(plan_study(make_study(text, model=model), registry), registry, output, notes), notes.texts
-
-    return run
-
-
-def read(output: Path) -> StudyResults:
-    return StudyResults.model_validate_json((output / "results.json").read_bytes())
 
 
 def test_results_say_what_was_made_out_of_what(finished: Path, model: Path):
@@ -251,64 +196,3 @@ def test_the_model_is_read_before_any_work(text, message, registry: Registry, mo
         return
     with pytest.raises(ConfigError, match=message):
         plan_study(study, registry)
-
-
-def test_pairs_are_of_different_quantizers_and_one_stands_for_its_layouts(
-    copy: Path, model: Path, registry, make_study
-):
-    """The second quantizer is the first under another name, so that all of it must be equal."""
-    first = plan_study(make_study(BOTH, model=model), registry).cells
-    results = {cell.name: cell for cell in read(copy).cells}
-    twins = []
-    for cell in first:
-        name = f"twin-{cell.name}"
-        shutil.copytree(copy / "checkpoints" / cell.name, copy / "checkpoints" / name)
-        quantizer = cell.config.quantizer.model_copy(update={"name": "twin"})
-        twins.append(Cell(name, cell.config.model_copy(update={"quantizer": quantizer})))
-        results[name] = results[cell.name].model_copy(update={"name": name})
-    cells = [*first, *twins]
-    (pair,) = compare_pairs(cells, results, copy, model, known=(), progress=NoProgress())
-    assert (pair.a, pair.b) == (CELLS[0], f"twin-{CELLS[0]}")
-    assert pair.stands_for == (CELLS[1], f"twin-{CELLS[1]}")
-    assert pair.packed_weights.equal == pair.packed_weights.tensors > 0
-    assert pair.block_scales.differing_elements == 0
-    assert (pair.differing, pair.causes) == (0, {})
-    # what is known is not compared again, while both manifests are the same
-    notes = Notes()
-    marked = pair.model_copy(update={"explained": 99})
-    (kept,) = compare_pairs(cells, results, copy, model, known=(marked,), progress=notes)
-    assert kept.explained == 99
-    changed = {**results, CELLS[0]: results[CELLS[0]].model_copy(update={"manifest_sha256": "0" * 64})}
-    (anew,) = compare_pairs(cells, changed, copy, model, known=(marked,), progress=notes)
-    assert anew.explained == 0
-
-
-def test_the_command_prints_one_table_or_json_and_its_exit_code(copy: Path, model: Path, tmp_path: Path):
-    path = tmp_path / "study.toml"
-    path.write_text(f'name = "a-study"\nsummary = "for a test"\nmodel = "{model}"\n{BOTH}')
-    run = CliRunner().invoke(app, ["study", "run", str(path), "--output", str(copy), "--json"])
-    assert run.exit_code == 0, run.output
-    assert json.loads(run.stdout)["ok"] is True
-    table = CliRunner().invoke(app, ["study", "run", str(path), "--output", str(copy)])
-    assert table.exit_code == 0
-    assert CELLS[0] in table.stdout
-    results = read(copy)
-    broken = results.cells[0].model_copy(update={"verified": False, "findings": 3})
-    results.model_copy(update={"cells": (broken, *results.cells[1:])}).write(copy)
-    wrong = CliRunner().invoke(app, ["study", "run", str(path), "--output", str(copy)])
-    assert wrong.exit_code == 1
-    assert "no: 3 findings" in wrong.stdout
-
-
-def test_validate_says_all_files_faults_at_once(tmp_path: Path):
-    good, bad, worse = (tmp_path / f"{name}.toml" for name in ("good", "bad", "worse"))
-    matrix = '[matrix]\nquantizers = ["modelopt"]\nlayouts = ["modelopt"]\n'
-    good.write_text(f'name = "good"\nsummary = "s"\nmodel = "no/model"\n{matrix}')
-    bad.write_text(good.read_text().replace("modelopt", "modlopt"))
-    worse.write_text("colour = 1\n")
-    run = CliRunner().invoke(app, ["study", "validate", str(good), str(bad), str(worse)])
-    assert run.exit_code == 2
-    assert "good.toml: 1 cells" in run.stdout
-    assert "unknown quantizer 'modlopt'" in run.stderr
-    assert "worse.toml: " in run.stderr
-    assert CliRunner().invoke(app, ["study", "validate", str(good)]).exit_code == 0

@@ -9,8 +9,8 @@ from fourfold.plugins import Entry, QuantizerEntry
 from fourfold.reference.options import ReferenceUnfuserOptions
 
 QUANTIZERS = (
-    "SoundQuantizer", "RefusesLate", "LeavesOneOut", "NanBlockScale", "ZeroBlockScale", "OwnScales", "WrongSigns",
-    "Unseeded", "CountsTooFew", "CountsNothing", "HidesRare", "IgnoresErrorRule", "NoQuantizer",
+    "SoundQuantizer", "RefusesLate", "NoKvScales", "LeavesOneOut", "NanBlockScale", "ZeroBlockScale", "OwnScales",
+    "WrongSigns", "Unseeded", "CountsTooFew", "CountsNothing", "HidesRare", "IgnoresErrorRule", "NoQuantizer",
 )  # fmt: skip
 OPTIONS = ("AnyAlgorithm", "OpenToAll", "Thawed", "TakesAnything", "OtherInJson")
 UNFUSERS = ("SwapsGateAndUp", "NeverFuses", "ForgetsChanges", "TakesStrangers")

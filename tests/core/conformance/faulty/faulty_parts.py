@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from fourfold.config import RareExpertRule, Scheme
+from fourfold.config import KVCache, RareExpertRule, Scheme
 from fourfold.errors import ConfigError, ModelError, QuantizationError
 from fourfold.interfaces.quantizer import Quantizer
 from fourfold.nvfp4 import NVFP4Weight, global_scale_from_amax, quantize
@@ -35,6 +35,13 @@ class SoundQuantizer(Quantizer):
                 artifact.add_weight(module, self.finish(quantize(weight, global_scale=scale)), input_scale)
         if job.recipe.scheme is Scheme.W4A4:
             self.coverage(job, artifact)
+        if job.recipe.kv_cache is KVCache.FP8:
+            self.kv_scales(job, artifact)
+
+    def kv_scales(self, job, artifact) -> None:
+        for module in job.gemma.linears.values():
+            if module.projection == "k_proj":
+                artifact.add_kv_scales(module.name.rpartition(".")[0], 0.01, 0.01)
 
     def group(self, module) -> str:
         return module.scale_group
@@ -68,10 +75,14 @@ class RefusesLate(SoundQuantizer):
         raise ConfigError("this scheme is not for me")
 
 
+class NoKvScales(SoundQuantizer):
+    def kv_scales(self, job, artifact):
+        pass
+
+
 class LeavesOneOut(SoundQuantizer):
     def quantize(self, job, artifact, progress) -> None:
         if job.recipe.targets == "experts-only":
-            progress = None
             return
         super().quantize(job, artifact, progress)
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from fourfold.artifact import BLOCK_SCALE, GLOBAL_SCALE, INPUT_GLOBAL_SCALE, PACKED_WEIGHT, Artifact
 from fourfold.checkpoint.index import TensorFolder
-from fourfold.config import Config, RareExpertRule, Recipe, Scheme
+from fourfold.config import Config, KVCache, RareExpertRule, Recipe, Scheme
 from fourfold.conformance.model import NUM_EXPERTS, make_tokens
 from fourfold.conformance.subject import ConformanceError, NotApplicable, Refusal, Subject, require
 from fourfold.errors import ConfigError, FourfoldError, QuantizationError
@@ -36,8 +36,8 @@ class _Run(Config):
 
 
 def accepted_work_finishes(subject: Subject) -> None:
-    """Every scheme with every unfuser is either refused by ``check``/``check_unfuser``, or runs to the end."""
-    accepted = list(_accepted(subject))
+    """Every scheme and KV cache with every unfuser is refused by ``check``/``check_unfuser``, or runs to the end."""
+    accepted = [*_accepted(subject), *_accepted(subject, KVCache.FP8)]
     require(accepted, f"{subject.name}: refuses every scheme with every unfuser of {list(_entry(subject).unfusers)}")
     for recipe, unfuser in accepted:
         _artifact(subject, _Run(recipe=recipe, unfuser=unfuser))
@@ -165,13 +165,13 @@ def _entry(subject: Subject) -> QuantizerEntry:
     return subject.registry.quantizer(subject.name)
 
 
-def _accepted(subject: Subject) -> Iterator[tuple[Recipe, str]]:
+def _accepted(subject: Subject, kv_cache: KVCache = KVCache.NONE) -> Iterator[tuple[Recipe, str]]:
     options = subject.parsed_options
     if not isinstance(options, QuantizerOptions):
         raise ConformanceError(f"{subject.name}: its options are no QuantizerOptions")
     for scheme in Scheme:
         for unfuser in _entry(subject).unfusers:
-            recipe = Recipe(scheme=scheme)
+            recipe = Recipe(scheme=scheme, kv_cache=kv_cache)
             try:
                 options.check(recipe, "cpu")
                 options.check_unfuser(unfuser)
@@ -225,14 +225,14 @@ def _quantize(subject: Subject, folder: Path, run: _Run) -> Artifact:
     except QuantizationError:
         raise
     except FourfoldError as error:
-        raise ConformanceError(
-            f"{subject.name}: {run.recipe.scheme} behind unfuser {run.unfuser!r} was accepted, then refused: {error}"
-        ) from error
+        asked = f"{run.recipe.scheme} with KV cache {run.recipe.kv_cache} behind unfuser {run.unfuser!r}"
+        raise ConformanceError(f"{subject.name}: {asked} was accepted, then refused: {error}") from error
     return Artifact(folder)
 
 
 def _needs_tokens(options: object, recipe: Recipe) -> bool:
-    return recipe.scheme is Scheme.W4A4 or (isinstance(options, QuantizerOptions) and options.needs_tokens)
+    own = isinstance(options, QuantizerOptions) and options.needs_tokens
+    return own or recipe.scheme is Scheme.W4A4 or recipe.kv_cache is KVCache.FP8
 
 
 def _targets(subject: Subject, targets: str) -> list[LinearModule]:

@@ -23,7 +23,7 @@ from fourfold.plugins import Role
 
 #: Top-level modules that registering must not import, beside the entry's own toolchain.
 HEAVY = ("torch", "transformers", "numpy", "safetensors", "datasets", "modelopt", "llmcompressor", "vllm")
-_INTERFACES = {
+_INTERFACES: dict[Role, type[Any]] = {
     Role.UNFUSER: Unfuser,
     Role.QUANTIZER: Quantizer,
     Role.EXPORTER: Exporter,
