@@ -24,7 +24,7 @@ FAULTS = [
     (Q, "noquantizer", "implementation_fills_the_role", "faulty_parts:NoQuantizer: is no Quantizer"),
     (Q, "anyalgorithm", "unknown_algorithm_is_refused", "must refuse under quantizer.algorithm"),
     (Q, "soundquantizer", "refusals_come_first", "accepts what it was to refuse with 'no W4A4'"),
-    (Q, "refuseslate", "accepted_work_finishes", "W4A4 with KV cache none behind unfuser 'reference' was accepted, then"),
+    (Q, "refuseslate", "accepted_work_finishes", "W4A4 with KV cache none behind unfuser 'reference' was accepted"),
     (Q, "nokvscales", "accepted_work_finishes", r"left out model.*self_attn \(2 missing\)"),
     (Q, "leavesoneout", "every_target_is_written", r"the quantizer left out .* \(48 missing\)"),
     (Q, "nanblockscale", "scales_are_usable", "a block scale is not finite"),
