@@ -274,13 +274,9 @@ def skipped(model: Path, folder: Path, job: dict[str, Any]) -> None:
 
 
 ACTIONS = {
-    "quantize": quantize,
-    "modelopt": modelopt_alone,
-    "inputs": inputs,
-    "search-nothing": search_nothing,
-    "storage": storage,
-    "skipped": skipped,
-}
+    "quantize": quantize, "modelopt": modelopt_alone, "inputs": inputs, "search-nothing": search_nothing,
+    "storage": storage, "skipped": skipped,
+}  # fmt: skip
 
 
 def main(path: Path) -> None:

@@ -87,7 +87,7 @@ class ModelOptOptions(QuantizerOptions):
         """Local Hessian, GPTQ and AWQ clip read activations for weights too."""
         return self.weight_algorithm in PER_EXPERT_INPUTS
 
-    def check(self, recipe: Recipe, device: str) -> None:  # noqa: ARG002 - every algorithm runs on every device
+    def check(self, recipe: Recipe, device: str) -> None:
         """Refuse an algorithm that no server can load for experts, or that has nothing to do under the scheme."""
         if self.algorithm in UNSERVABLE:
             raise ConfigError(
