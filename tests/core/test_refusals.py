@@ -6,9 +6,10 @@ import json
 import shutil
 
 import pytest
+from typer.testing import CliRunner
+
 from fourfold.cli.app import app
 from fourfold.demo import model_path
-from typer.testing import CliRunner
 
 REFUSALS = {
     "no such model": (["nowhere"], "nowhere: no such model; give 'demo', a folder, or a hub id"),

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from fourfold.calibration import CalibrationSpec
+
 PAD, BOS, EOS = 0, 1, 2
 MAX_POSITIONS = 64
 
@@ -40,3 +42,8 @@ def lines(tmp_path: Path) -> Path:
     path = tmp_path / "texts.txt"
     path.write_text("\n".join(" ".join(f"w{i}" for _ in range(1 + i % 20)) for i in range(40)) + "\n")
     return path
+
+
+def spec_for(source: Path | str, **changes: object) -> CalibrationSpec:
+    fields = {"samples": 6, "sequence_length": 8, "batch_size": 4, "source": str(source)} | changes
+    return CalibrationSpec.parse(fields, where="calibration")

@@ -34,4 +34,4 @@ def load_model(path: Path, config: Any, device: str) -> PreTrainedModel:
     placed = set(getattr(model, "hf_device_map", {}).values())
     if device != "cpu" and placed & {"cpu", "disk"}:
         raise DeviceError(f"{path}: the GPUs hold only a part of the model; use more of them, or --device cpu")
-    return model.eval()  # type: ignore[no-any-return,no-untyped-call]
+    return model.eval()
