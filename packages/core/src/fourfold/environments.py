@@ -76,7 +76,7 @@ def make_environment(environment: Environment, progress: Progress) -> Path:
     folder = root / ".venvs" / environment.name
     progress.begin(f"install {environment.name}", total=None, unit="step")
     selection = _selection(environment)
-    _uv(["sync", "-q", "--locked", "--exact", "--no-dev", "--python", sys.executable, *selection], root, folder)
+    _uv(["sync", "-q", "--locked", "--exact", "--python", sys.executable, *selection], root, folder)
     return folder
 
 
