@@ -42,50 +42,50 @@ def test_the_committed_folder_is_sound(folder: Path) -> None:
 def test_a_folder_without_weights(folder: Path) -> None:
     for path in (*folder.glob("*.safetensors"), folder / "model.safetensors.index.json"):
         path.unlink()
-    assert re.search(r"model\.safetensors\.index\.json: missing, and model\.safetensors too", refusal(folder))
+    assert "no weights (model.safetensors or model.safetensors.index.json)" in refusal(folder)
 
 
 def test_a_missing_shard(folder: Path) -> None:
     (folder / SHARD).unlink()
-    assert f"{SHARD}: missing; the weight index names this shard" in refusal(folder)
+    assert f"{SHARD}: named by the index, but not there" in refusal(folder)
 
 
 @pytest.mark.parametrize("kept_bytes", [0, 5, 100, 8_000_000])
 def test_a_truncated_shard(folder: Path, kept_bytes: int) -> None:
     whole = (folder / SHARD).read_bytes()
     (folder / SHARD).write_bytes(whole[:kept_bytes])
-    assert re.search(rf"{SHARD}: truncated", refusal(folder))
+    assert f"{SHARD}: not a whole safetensors file" in refusal(folder)
 
 
 def test_a_shard_with_bytes_to_spare(folder: Path) -> None:
     with (folder / SHARD).open("ab") as file:
         file.write(b"more")
-    assert re.search(rf"{SHARD}: truncated: \d+ bytes, its header promises \d+", refusal(folder))
+    assert f"{SHARD}: not a whole safetensors file" in refusal(folder)
 
 
 def test_a_damaged_header(folder: Path) -> None:
     whole = bytearray((folder / SHARD).read_bytes())
     whole[8:12] = b"\xff\xff\xff\xff"
     (folder / SHARD).write_bytes(whole)
-    assert f"{SHARD}: its safetensors header is damaged" in refusal(folder)
+    assert f"{SHARD}: not a whole safetensors file" in refusal(folder)
 
 
 def test_an_index_that_promises_another_tensor(folder: Path) -> None:
     index = json.loads((folder / "model.safetensors.index.json").read_text())
     index["weight_map"]["model.invented.weight"] = SHARD
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
-    assert f"{SHARD}: disagrees with model.safetensors.index.json about tensor model.invented" in refusal(folder)
+    assert f"says that model.invented.weight is in {SHARD}, which does not hold it" in refusal(folder)
 
 
 @pytest.mark.parametrize("weight_map", [{}, None, []])
 def test_an_empty_index(folder: Path, weight_map: object) -> None:
     edit_json(folder / "model.safetensors.index.json", weight_map=weight_map)
-    assert "model.safetensors.index.json: weight_map is missing or empty" in refusal(folder)
+    assert "model.safetensors.index.json: no weight_map" in refusal(folder)
 
 
 def test_an_index_that_leaves_the_folder(folder: Path) -> None:
     edit_json(folder / "model.safetensors.index.json", weight_map={"x": "../elsewhere.safetensors"})
-    assert "'../elsewhere.safetensors' does not lie in the model folder" in refusal(folder)
+    assert "'../elsewhere.safetensors' is not a file name inside the folder" in refusal(folder)
 
 
 def test_a_tokenizer_of_another_size(folder: Path) -> None:
