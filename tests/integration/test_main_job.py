@@ -5,6 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -101,11 +104,34 @@ def test_decoded_weights_are_near_the_source_and_scales_are_shared(run):
     assert {group for group, pairs in scales.items() if len(pairs) > 1} == set()
 
 
-def test_the_same_command_twice_gives_the_same_tensors(tmp_path, cli_json, modelopt_run):
-    again = cli_json("quantize", "demo", "--output", tmp_path / "again", *CALIBRATION)
-    assert [s["reused"] for s in again["stages"]] == [False] * 4
+def kill_when(pattern: str, command: list[str], stages: Path) -> None:
+    """Start the command and end it with SIGKILL once a path below ``stages`` matches."""
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while not list(stages.glob(pattern)):
+        assert process.poll() is None, "the run was over before it could be killed"
+        time.sleep(0.002)
+    process.kill()
+    process.wait()
+
+
+def test_a_run_killed_in_two_stages_ends_with_the_same_tensors(tmp_path, cli_json, modelopt_run):
+    stages = tmp_path / "stages"
+    stages.mkdir()
+    arguments = ["quantize", "demo", "--output", str(tmp_path / "again"), "--stages", str(stages), *CALIBRATION]
+    command = [str(Path(sys.executable).parent / "fourfold"), *arguments]
+    kill_when(".tokens-*.partial", command, stages)
+    assert not list(stages.glob("tokens-*"))
+    kill_when(".quantize-*.partial", command, stages)
+    assert list(stages.glob("tokens-*"))
+    again = cli_json(*arguments)
+    assert [s["reused"] for s in again["stages"]] == [True, False, False, False]
     assert hashes(tmp_path / "again") == hashes(modelopt_run.output)
-    assert not list(tmp_path.glob(".again*")), "stages go when a run ends well"
+    assert not list(tmp_path.rglob("*.partial"))
+
+
+def test_without_a_place_for_stages_none_are_left(tmp_path, cli_json):
+    cli_json("quantize", "demo", "--output", tmp_path / "out", "--quantizer", "reference", "--scheme", "W4A16")
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
 def test_the_other_layout_reuses_the_stages_and_says_the_same(tmp_path, cli, cli_json, modelopt_run, stages):
