@@ -44,6 +44,8 @@ def print_report(report: VerifyReport) -> None:
         print(f"verified: {checks:,} checks of {rules} rules, nothing found")
     else:
         print(f"not right: {sum(report.num_findings.values()):,} findings in {checks:,} checks of {rules} rules")
+    for warning in report.warnings:
+        print(f"warning: {warning}")
     for reason in sorted(set(report.skipped.values())):
         count = sum(value == reason for value in report.skipped.values())
         print(f"{count} rules not checked: {reason}")

@@ -12,6 +12,7 @@ from fourfold.progress import NoProgress
 from fourfold.verify.causes import Misfit
 from fourfold.verify.checkpoint import PARTS, Checkpoint, Scalars, open_checkpoint, stored_bytes
 from fourfold.verify.fit import MAX_TENSOR_ERROR
+from fourfold.verify.loaders import loader_warnings
 from fourfold.verify.module import ModuleView, PlainTensor
 from fourfold.verify.registry import RULES
 from fourfold.verify.report import VerifyReport
@@ -80,6 +81,7 @@ class _Pass:
             findings=tuple(finding for look in looks for finding in look.findings),
             num_findings={look.rule: look.num_findings for look in looks if look.num_findings},
             num_exempt=checkpoint.num_exempt,
+            warnings=loader_warnings(checkpoint),
             bytes_read=reader.bytes_read,
         )
 

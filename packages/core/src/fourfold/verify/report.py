@@ -32,6 +32,7 @@ class VerifyReport(Config):
         findings: at most :data:`MAX_LISTED` a rule, in order of rule.
         num_findings: all findings, by rule id; rules without any are left out.
         num_exempt: modules whose values were not compared, by reason (``transformed`` in the manifest).
+        warnings: loaders known to read such a checkpoint wrongly; no fault of its own.
         bytes_read: tensor data read, the source's not counted.
     """
 
@@ -43,4 +44,5 @@ class VerifyReport(Config):
     findings: tuple[Finding, ...] = ()
     num_findings: dict[str, int] = Field(default_factory=dict)
     num_exempt: dict[str, int] = Field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
     bytes_read: int = 0
