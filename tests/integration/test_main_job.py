@@ -15,7 +15,7 @@ import torch
 from safetensors import safe_open
 
 from fourfold.checkpoint.index import TensorFolder
-from fourfold.checkpoint.layouts import QuantizedFolder
+from fourfold.convert.view import CheckpointView
 from fourfold.demo import model_path
 from fourfold.manifest import Manifest
 from fourfold.models.gemma4 import read_gemma4
@@ -53,10 +53,10 @@ def test_the_run_says_what_it_did(run):
 
 def test_every_expert_matrix_is_quantized(run):
     gemma = read_gemma4(TensorFolder(model_path()))
-    folder = QuantizedFolder(run.output)
-    experts = [m for m in folder.modules if re.search(r"\.experts\.\d+\.(gate|up|down)_proj$", m)]
+    modules = CheckpointView(run.output).folder.modules
+    experts = [m for m in modules if re.search(r"\.experts\.\d+\.(gate|up|down)_proj$", m)]
     assert len(experts) == gemma.num_layers * NUM_EXPERT_MATRICES
-    assert set(folder.modules) == set(gemma.linears)
+    assert set(modules) == set(gemma.linears)
 
 
 def test_kept_tensors_equal_the_source_byte_for_byte(run):
@@ -92,7 +92,7 @@ def test_the_manifest_accounts_for_every_tensor_and_every_expert(run):
 def test_decoded_weights_are_near_the_source_and_scales_are_shared(run):
     source = TensorFolder(model_path())
     gemma = read_gemma4(source)
-    folder = QuantizedFolder(run.output)
+    folder = CheckpointView(run.output)
     scales: dict[str, set[tuple[float, float]]] = {}
     for module in list(gemma.linears.values())[::7]:
         weight = module.read(source).float()
@@ -194,11 +194,12 @@ def test_config_says_the_scheme_in_each_layouts_words(modelopt_run, llmcompresso
 
 LOAD_WITH_TRANSFORMERS = """
 import sys, torch
-from fourfold.checkpoint.layouts import QuantizedFolder
+from pathlib import Path
+from fourfold.convert.view import CheckpointView
 from transformers import AutoModelForImageTextToText
 model = AutoModelForImageTextToText.from_pretrained(sys.argv[1], dtype=torch.bfloat16)
 name = "model.language_model.layers.0.experts"
-right = QuantizedFolder(sys.argv[1]).weight(f"{name}.3.down_proj").dequantize()
+right = CheckpointView(Path(sys.argv[1])).weight(f"{name}.3.down_proj").dequantize()
 loaded = model.get_submodule(name).down_proj[3].detach().float()
 print(float((loaded - right).norm() / right.norm()))
 """

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fourfold.checkpoint.index import TensorFolder
@@ -25,8 +24,6 @@ from fourfold.errors import CheckpointError, UnknownNameError
 
 if TYPE_CHECKING:
     import torch
-
-    from fourfold.nvfp4 import NVFP4Weight
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,36 +110,3 @@ def detect_layout(tensors: TensorFolder) -> Layout:
         seen = f"mixes {', '.join(sorted(found))}" if found else "holds no NVFP4 global scales"
         raise CheckpointError(f"{tensors.path}: {seen}; known layouts: {', '.join(sorted(LAYOUTS))}")
     return next(iter(found.values()))
-
-
-class QuantizedFolder:
-    """A checkpoint or artifact of any layout, seen through canonical names; reads one tensor at a time."""
-
-    def __init__(self, path: Path) -> None:
-        self.tensors = TensorFolder(path)
-        self.path = self.tensors.path
-        self.layout = detect_layout(self.tensors)
-        suffix = f".{self.layout.global_scale}"
-        self.modules = tuple(e.name.removesuffix(suffix) for e in self.tensors if e.name.endswith(suffix))
-        suffixes = self.layout.suffixes + (ENCODE_SUFFIXES if self.layout is CANONICAL else ())
-        owned = {f"{module}.{suffix}" for module in self.modules for suffix in suffixes}
-        self.kept = tuple(e.name for e in self.tensors if e.name not in owned)
-
-    def key(self, module: str, canonical: str) -> str:
-        """Name in this folder of a module's canonical tensor, such as ``block_scale``."""
-        return f"{module}.{getattr(self.layout, canonical)}"
-
-    def weight(self, module: str) -> NVFP4Weight:
-        """A module's weight; :class:`CheckpointError` names a missing part."""
-        from fourfold.nvfp4 import NVFP4Weight
-
-        return NVFP4Weight(
-            self.tensors.read(self.key(module, "packed_weight")),
-            self.tensors.read(self.key(module, "block_scale")),
-            self.layout.from_stored(self.tensors.read(self.key(module, "global_scale"))),
-        )
-
-    def input_global_scale(self, module: str) -> torch.Tensor | None:
-        """A module's activation scale, float32 [] in decode direction, or None where none is stored."""
-        name = self.key(module, "input_global_scale")
-        return self.layout.from_stored(self.tensors.read(name)) if name in self.tensors else None
