@@ -121,7 +121,11 @@ def test_full_disk_and_taken_folder_are_explained(tmp_path):
 
 def start(output: Path, stages: Path) -> subprocess.Popen[str]:
     command = [FOURFOLD, "quantize", "demo", "--output", str(output), "--stages", str(stages), *QUICK]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        # A shell starts background jobs with SIGINT ignored, and the tests may be one.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )  # fmt: skip
 
 
 def wait_for(pattern: str, folder: Path, process: subprocess.Popen[str]) -> None:
