@@ -44,8 +44,6 @@ MIN_NEAREST_SHARE = 0.99
 _PIECE = 2**18
 #: Share of blocks over the bound that error feedback (GPTQ) may cause.
 MAX_FEEDBACK_BLOCKS = 0.01
-#: The same in blocks, for small tensors: GPTQ on the demo's 288-block matrices reached 3.
-MIN_FEEDBACK_BLOCKS = 8
 
 
 @dataclass(frozen=True)

@@ -172,17 +172,8 @@ def global_scale_direction(look: Look, checkpoint: Checkpoint) -> None:
             _reciprocal(look, checkpoint, module, PARTS[2], scale, "weights")
 
 
-#: Algorithms that set input scales far above what calibration saw.
-HEADROOM_ALGORITHMS = frozenset({"act-headroom"})
-
-
 def input_scale_direction(look: Look, checkpoint: Checkpoint) -> None:
-    """Input scales are stored in their layout's direction, not as reciprocals.
-
-    Headroom on purpose looks the same; it is told by the manifest's own word.
-    """
-    if checkpoint.manifest and checkpoint.manifest.quantizer.options.get("algorithm") in HEADROOM_ALGORITHMS:
-        return
+    """Input scales are stored in their layout's direction, not as reciprocals."""
     scales = dict(_usable_scalars(checkpoint, PARTS[3]))
     look.count(len(scales))
     middle = median(scales.values()) if scales else 1.0

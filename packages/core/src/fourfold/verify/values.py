@@ -8,7 +8,6 @@ from fourfold.verify.fit import (
     MAX_BLOCK_ERROR,
     MAX_FEEDBACK_BLOCKS,
     MAX_TENSOR_ERROR,
-    MIN_FEEDBACK_BLOCKS,
     MIN_NEAREST_SHARE,
     nearest_share,
 )
@@ -89,7 +88,7 @@ def blocks_within_bound(look: Look, module: ModuleView) -> None:
     if not fit.num_bad_blocks or weight is None:
         return
     feedback = nearest_share(module.weight, weight) < MIN_NEAREST_SHARE
-    if feedback and fit.num_bad_blocks <= max(MAX_FEEDBACK_BLOCKS * fit.num_blocks, MIN_FEEDBACK_BLOCKS):
+    if feedback and fit.num_bad_blocks <= MAX_FEEDBACK_BLOCKS * fit.num_blocks:
         return
     row, block, error = fit.worst
     look.wrong(
