@@ -1,0 +1,1 @@
+"""Fourfold's benchmarks, statistics, report and model card."""
