@@ -56,6 +56,10 @@ class QuantizationError(FourfoldError):
     """A quantizer that cannot keep its promise, such as an expert that saw no token under rule ``error``."""
 
 
+class EvaluationError(FourfoldError):
+    """An evaluation that cannot go on or be compared: an endpoint, a data file, other prompts than the baseline's."""
+
+
 class OutputError(FourfoldError):
     """A destination that cannot be written: not empty, no space, no permission."""
 
