@@ -88,6 +88,8 @@ def vision_config() -> dict[str, Any]:
         "patch_size": PATCH_SIZE,
         "pooling_kernel_size": POOLING,
         "position_embedding_size": 160,
+        # Transformers reads the processor's figure; vLLM sizes its memory by this one.
+        "default_output_length": MAX_SOFT_TOKENS,
         "standardize": True,
         "use_clipped_linears": False,
         "hidden_activation": "gelu_pytorch_tanh",
