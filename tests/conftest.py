@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from fourfold.environments import ensure_environment
+from fourfold.environments import ensure_environment, suited_environments
 from fourfold.plugins import Registry, build_plugin_manager
 from fourfold.progress import NoProgress
 
@@ -25,8 +25,9 @@ def registry() -> Registry:
 
 @pytest.fixture(scope="session", autouse=True)
 def environments(registry: Registry) -> dict[str, Path]:
-    """Interpreter of each toolchain. A test that needs one must not pass by being skipped."""
-    return {e.name: ensure_environment(e, NoProgress()) for e in registry.environments()}
+    """Interpreter of each toolchain that suits this machine. A test that needs one must not pass by being skipped."""
+    suited, _ = suited_environments(registry.environments())
+    return {e.name: ensure_environment(e, NoProgress()) for e in suited}
 
 
 @pytest.fixture(scope="session")

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 from fourfold.config import Config
-from fourfold.environments import python_of
+from fourfold.environments import python_of, suited_environments
 from fourfold.plugins import Registry
 
 _SUPPORTED = ((3, 11), (3, 13))
@@ -62,7 +62,10 @@ def _uv() -> Check:
 
 def _environments(registry: Registry) -> tuple[Check, ...]:
     checks = []
-    for environment in registry.environments():
+    suited, skipped = suited_environments(registry.environments())
+    for name, reason in skipped.items():
+        checks.append(Check(subject=f"environment {name}", ok=True, found=f"not needed: {reason}"))
+    for environment in suited:
         python = python_of(environment)
         checks.append(
             Check(

@@ -15,6 +15,7 @@ import sys
 from pathlib import Path
 
 from fourfold.errors import MissingEnvironmentError
+from fourfold.hardware import detect
 from fourfold.manifest import sha256_file
 from fourfold.plugins import Environment
 from fourfold.progress import Progress
@@ -45,6 +46,13 @@ def python_of(environment: Environment | None) -> Path | None:
         (root / ".venvs" / environment.name).glob(f"lib/python*/site-packages/{environment.provides}"), None
     )
     return python if python.exists() and installed else None
+
+
+def suited_environments(environments: tuple[Environment, ...]) -> tuple[tuple[Environment, ...], dict[str, str]]:
+    """Those that are for this machine, and for each other one, by name, why not."""
+    present = bool(detect())
+    reasons = {e.name: reason for e in environments if (reason := e.unsuited(has_nvidia_gpu=present))}
+    return tuple(e for e in environments if e.name not in reasons), reasons
 
 
 def ensure_environment(environment: Environment | None, progress: Progress) -> Path:

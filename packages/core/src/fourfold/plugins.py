@@ -39,13 +39,21 @@ class Role(StrEnum):
 class Environment:
     """An isolated Python environment: workspace member ``package`` with ``extras``, under ``.venvs/<name>``.
 
-    ``provides`` is the top-level module whose absence means that the environment is not set up.
+    ``provides`` is the top-level module whose absence means that the environment is not set up. ``nvidia_gpu`` says
+    for which machines it is: with an NVIDIA GPU (True), without one (False), or any (None).
     """
 
     name: str
     package: str
     extras: tuple[str, ...]
     provides: str
+    nvidia_gpu: bool | None = None
+
+    def unsuited(self, *, has_nvidia_gpu: bool) -> str | None:
+        """Why this environment is not for such a machine; None when it is."""
+        if self.nvidia_gpu is None or self.nvidia_gpu == has_nvidia_gpu:
+            return None
+        return "no NVIDIA GPU here" if self.nvidia_gpu else "it is for machines without an NVIDIA GPU"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,5 +4,5 @@ from __future__ import annotations
 
 from fourfold.plugins import Environment
 
-VLLM_CUDA = Environment(name="vllm", package="fourfold-vllm", extras=("cuda",), provides="vllm")
-VLLM_CPU = Environment(name="vllm-cpu", package="fourfold-vllm", extras=("cpu",), provides="vllm")
+VLLM_CUDA = Environment(name="vllm", package="fourfold-vllm", extras=("cuda",), provides="vllm", nvidia_gpu=True)
+VLLM_CPU = Environment(name="vllm-cpu", package="fourfold-vllm", extras=("cpu",), provides="vllm", nvidia_gpu=False)
