@@ -68,6 +68,10 @@ class StageError(FourfoldError):
     """A stage's process that ended without a result. Carries the tail of its log."""
 
 
+class ServerError(FourfoldError):
+    """A server that does not start, does not answer, or answers what it should not. Carries the tail of its log."""
+
+
 class VerificationError(FourfoldError):
     """A checkpoint that breaks a rule."""
 

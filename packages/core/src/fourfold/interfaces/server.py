@@ -5,30 +5,39 @@ A whole minimal plugin::
     from contextlib import contextmanager
 
     from fourfold.hookspecs import hookimpl
-    from fourfold.interfaces.server import Endpoint, Server
+    from fourfold.interfaces.server import Endpoint, ServePlan, Server
     from fourfold.plugins import Entry
 
-    class Attached(Server):
+    class Elsewhere(Server):
         '''For a server somebody else runs.'''
+
+        def plan(self, checkpoint):
+            return ServePlan(command=("true",), reasons=())
 
         @contextmanager
         def serve(self, checkpoint, progress):
             yield Endpoint(url="http://127.0.0.1:8888/v1", model=checkpoint.name, owned=False)
 
+        def measure(self, endpoint, loads, progress):
+            raise NotImplementedError
+
     @hookimpl
     def fourfold_register_servers():
-        return [Entry(name="attached", summary="a running server", implementation="my_plugin:Attached")]
+        return [Entry(name="elsewhere", summary="a running server", implementation="my_plugin:Elsewhere")]
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Generic, TypeVar
 
-from fourfold.config import Options
+from pydantic import Field, FiniteFloat
+
+from fourfold.config import Config, Options
 
 if TYPE_CHECKING:
     from fourfold.progress import Progress
@@ -38,11 +47,60 @@ OptionsT = TypeVar("OptionsT", bound=Options)
 
 @dataclass(frozen=True, kw_only=True)
 class Endpoint:
-    """Where to ask: base ``url`` of the OpenAI API, the served ``model`` name, and whether we own the process."""
+    """Where to ask: base ``url`` of the OpenAI API (it ends in ``/v1``), the served ``model`` name, and whether we own
+    the process. Of an owned one, ``pid`` is the head of its process group and ``log`` its output.
+    """
 
     url: str
     model: str
     owned: bool
+    pid: int | None = None
+    log: Path | None = None
+
+
+class Reason(Config):
+    """One flag or variable of a server's command, and why it is there, or why a published one is not."""
+
+    flag: str
+    why: str
+
+
+class ServePlan(Config):
+    """What a server would run, decided before anything is loaded. ``docker`` is the same in the maker's container;
+    ``other_nodes`` are the commands to give on each further machine, in order, before ``command`` on the first.
+    """
+
+    command: tuple[str, ...]
+    environment: dict[str, str] = Field(default_factory=dict)
+    reasons: tuple[Reason, ...]
+    docker: tuple[str, ...] = ()
+    first_node: tuple[str, ...] = ()
+    other_nodes: tuple[str, ...] = ()
+
+
+class Load(Config):
+    """Requests to measure with: random prompts of ``input_tokens`` each answered with exactly ``output_tokens``, at most
+    ``streams`` at a time. Loads of different seeds share no prompt.
+    """
+
+    input_tokens: int = Field(ge=1)
+    output_tokens: int = Field(ge=1)
+    streams: int = Field(default=1, ge=1)
+    requests: int = Field(default=1, ge=1)
+    seed: int = 0
+
+
+class LoadResult(Config):
+    """What one load took; a failed request is an error, not a result.
+
+    ``output_tokens_s`` counts generated tokens over the whole load; ``ttft_s`` is the median time to the first token.
+    """
+
+    load: Load
+    seconds: FiniteFloat
+    output_tokens_s: FiniteFloat
+    ttft_s: FiniteFloat
+    num_output_tokens: int
 
 
 class Server(ABC, Generic[OptionsT]):
@@ -52,5 +110,13 @@ class Server(ABC, Generic[OptionsT]):
         self.options = options
 
     @abstractmethod
+    def plan(self, checkpoint: Path) -> ServePlan:
+        """The command with its reasons; raises what :meth:`serve` would refuse before loading anything."""
+
+    @abstractmethod
     def serve(self, checkpoint: Path, progress: Progress) -> AbstractContextManager[Endpoint]:
         """A context whose endpoint answers inside it; an owned process is gone after it, however it ends."""
+
+    @abstractmethod
+    def measure(self, endpoint: Endpoint, loads: Sequence[Load], progress: Progress) -> tuple[LoadResult, ...]:
+        """Put each load on an endpoint, one after the other, and say what it took."""
