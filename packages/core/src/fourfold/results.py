@@ -174,6 +174,7 @@ class ModelRecord(Config):
     url: str | None = None
     served_model: str | None = None
     server: str | None = None
+    server_version: str | None = None
     server_options: dict[str, Any] = Field(default_factory=dict)
     manifest_sha256: str | None = None
     config_sha256: str | None = None

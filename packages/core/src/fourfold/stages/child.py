@@ -7,18 +7,18 @@ is ``done`` or ``error``; a process that ends without either has crashed, and it
 from __future__ import annotations
 
 import ctypes
+import json
 import os
 import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from fourfold import errors
 from fourfold.checkpoint.atomic import explain_os_error
-from fourfold.config import Config
 from fourfold.plugins import Registry, build_plugin_manager
-from fourfold.progress import EventProgress
-from fourfold.stages.quantize import run_quantize
-from fourfold.stages.request import QuantizeRequest
+from fourfold.progress import EventProgress, Progress
 
 _PR_SET_PDEATHSIG = 1
 
@@ -29,22 +29,39 @@ def main(arguments: list[str]) -> int:
     _die_with_parent()
     with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
         events = EventProgress(stream)
-        request = QuantizeRequest.model_validate_json(request_file.read_bytes())
+        data = json.loads(request_file.read_bytes())
         try:
-            run_quantize(request, Registry(build_plugin_manager()), events)
+            _STAGES[data["stage"]](data, events)
         except errors.FourfoldError as error:
             events.emit("error", type=type(error).__name__, message=str(error))
             return 3
         except OSError as error:
-            explained = explain_os_error(error, request.output)
+            explained = explain_os_error(error, Path(data["output"]))
             events.emit("error", type=type(explained).__name__, message=str(explained))
             raise
         except Exception as error:
-            if out_of_memory := _out_of_memory(error, request):
+            if out_of_memory := _out_of_memory(error, data.get("device")):
                 events.emit("error", type="DeviceError", message=out_of_memory)
             raise
         events.emit("done")
     return 0
+
+
+def _quantize(data: dict[str, Any], events: Progress) -> None:
+    from fourfold.stages.quantize import run_quantize
+    from fourfold.stages.request import QuantizeRequest
+
+    run_quantize(QuantizeRequest.model_validate(data), Registry(build_plugin_manager()), events)
+
+
+def _benchmark(data: dict[str, Any], events: Progress) -> None:
+    from fourfold.stages.benchmark import BenchmarkRequest, run_benchmark
+
+    run_benchmark(BenchmarkRequest.model_validate(data), Registry(build_plugin_manager()), events)
+
+
+#: Each imports what it needs, and nothing of the others.
+_STAGES: dict[str, Callable[[dict[str, Any], Progress], None]] = {"quantize": _quantize, "benchmark": _benchmark}
 
 
 def _die_with_parent() -> None:
@@ -53,13 +70,13 @@ def _die_with_parent() -> None:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
-def _out_of_memory(error: Exception, request: Config) -> str | None:
+def _out_of_memory(error: Exception, device: str | None) -> str | None:
     import torch
 
     if not isinstance(error, torch.OutOfMemoryError):
         return None
     first = str(error).split(". ")[0]
-    return f"device {getattr(request, 'device', '?')} ran out of memory ({first}); lower --batch-size, or --device auto"
+    return f"device {device} ran out of memory ({first}); lower --batch-size, or --device auto"
 
 
 if __name__ == "__main__":

@@ -6,14 +6,14 @@ import json
 import os
 import signal
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from fourfold import errors
+from fourfold.config import Config
 from fourfold.progress import Progress
-from fourfold.stages.request import QuantizeRequest
 
 #: Variables of this process's environment that would mislead another interpreter, or slow it down.
 _DROPPED = ("VIRTUAL_ENV", "PYTHONPATH", "PYTHONHOME", "PYTHONDONTWRITEBYTECODE")
@@ -21,8 +21,12 @@ _LOG_TAIL_LINES = 15
 _GRACE_S = 5.0
 
 
-def run_in_process(python: Path, request: QuantizeRequest, log: Path, progress: Progress) -> None:
-    """Run ``request`` under ``python``; its output goes to ``log``.
+def run_in_process(
+    python: Path, request: Config, log: Path, progress: Progress, variables: Mapping[str, str] | None = None
+) -> None:
+    """Run ``request``, of a stage that the child knows, under ``python``; its output goes to ``log``.
+
+    ``variables`` are added to the child's environment.
 
     Raises the stage's own error, or :class:`errors.StageError` with the end of the log when it died. The process
     and its children are gone when this returns, whatever ended it.
@@ -32,7 +36,7 @@ def run_in_process(python: Path, request: QuantizeRequest, log: Path, progress: 
     reading, writing = os.pipe()
     with log.open("wb") as output, os.fdopen(reading, encoding="utf-8") as events:
         command = [str(python), "-m", "fourfold.stages.child", str(request_file), str(writing)]
-        with _process_group(command, writing, output) as process:
+        with _process_group(command, writing, output, variables or {}) as process:
             os.close(writing)
             error = _follow(events, progress)
             code = process.wait()
@@ -43,10 +47,12 @@ def run_in_process(python: Path, request: QuantizeRequest, log: Path, progress: 
 
 
 @contextmanager
-def _process_group(command: list[str], writing: int, output: Any) -> Iterator[subprocess.Popen[bytes]]:
+def _process_group(
+    command: list[str], writing: int, output: Any, variables: Mapping[str, str]
+) -> Iterator[subprocess.Popen[bytes]]:
     environment = {k: v for k, v in os.environ.items() if k not in _DROPPED}
     # The model is a local folder by now; a stage must not wait for a network it does not need.
-    environment |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    environment |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", **variables}
     process = subprocess.Popen(
         command,
         stdin=subprocess.DEVNULL,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 from fourfold.config import Config, Recipe
 from fourfold.manifest import Component
@@ -11,6 +12,7 @@ from fourfold.manifest import Component
 class QuantizeRequest(Config):
     """One quantizer run. Paths are where this machine has things; :attr:`identity` leaves them out."""
 
+    stage: Literal["quantize"] = "quantize"
     model_path: Path
     source_files: dict[str, str]
     tokens_path: Path | None
@@ -26,4 +28,4 @@ class QuantizeRequest(Config):
     @property
     def identity(self) -> dict[str, object]:
         """All that decides the result, in JSON terms."""
-        return self.model_dump(mode="json", exclude={"model_path", "tokens_path", "output"})
+        return self.model_dump(mode="json", exclude={"stage", "model_path", "tokens_path", "output"})

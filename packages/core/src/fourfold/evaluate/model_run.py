@@ -1,0 +1,127 @@
+"""One model's tasks into one folder: serve where something is missing, ask, score, measure."""
+
+from __future__ import annotations
+
+import time
+from contextlib import ExitStack
+from pathlib import Path
+
+from fourfold.errors import EvaluationError
+from fourfold.evaluate.answers import AnswerFile
+from fourfold.evaluate.ask import answer_missing
+from fourfold.evaluate.folder import MEASUREMENTS_FOLDER, claim
+from fourfold.evaluate.prepare import PreparedTask
+from fourfold.evaluate.request import EvalConfig
+from fourfold.evaluate.score import task_result
+from fourfold.evaluate.target import ModelSource, server_version
+from fourfold.interfaces.benchmark import Answer, MeasurementJob, Target
+from fourfold.interfaces.server import Endpoint
+from fourfold.plugins import Registry
+from fourfold.progress import Progress
+from fourfold.results import EVAL_FILE, RESPONSES_FOLDER, EvalRecord, ModelRecord, TaskResult
+
+
+class ModelRun:
+    """One model's tasks into one folder."""
+
+    def __init__(
+        self, config: EvalConfig, source: ModelSource, folder: Path, registry: Registry, progress: Progress
+    ) -> None:
+        self._config, self._source, self._folder = config, source, folder
+        self._registry, self._progress = registry, progress
+        #: What an earlier run of the same command found: all that is known where nothing is left to ask.
+        self._before = EvalRecord.load(folder) if (folder / EVAL_FILE).is_file() else None
+
+    def run(
+        self, tasks: tuple[PreparedTask, ...], reference: Path | None
+    ) -> tuple[ModelRecord, tuple[TaskResult, ...]]:
+        """Serve where something is missing, ask, score."""
+        record = self._source.record()
+        claim(self._folder, record, self._config.seed)
+        files = {task.planned.name: self._answers(task) for task in tasks if task.measurement is None}
+        with ExitStack() as stack:
+            endpoint: Endpoint | None = None
+            if any(t.needs_endpoint and (t.measurement or files[t.planned.name].missing) for t in tasks):
+                endpoint = stack.enter_context(self._source.serve(self._registry, self._progress))
+                served = {"served_model": endpoint.model, "server_version": server_version(endpoint)}
+                record = record.model_copy(update=served)
+            elif self._before is not None:
+                before = self._before.model
+                served = {"served_model": before.served_model, "server_version": before.server_version}
+                record = record.model_copy(update=served)
+            results = []
+            for task in tasks:
+                if task.measurement is not None:
+                    results.append(self._measure(task, endpoint, reference))
+                else:
+                    results.append(self._ask(task, files[task.planned.name], endpoint))
+        return record, tuple(results)
+
+    def _answers(self, task: PreparedTask) -> AnswerFile:
+        path = self._folder / RESPONSES_FOLDER / f"{task.planned.file}.jsonl"
+        return AnswerFile(path, task.prompts, self._config.repeats)
+
+    def _ask(self, task: PreparedTask, answers: AnswerFile, endpoint: Endpoint | None) -> TaskResult:
+        if task.host is None:
+            raise EvaluationError(f"task {task.planned.name}: nothing scores it")
+        begin = time.monotonic()
+        if endpoint is not None:
+            answer_missing(
+                answers,
+                endpoint,
+                label=f"{self._source.name}: {task.planned.name}",
+                seed=self._config.seed,
+                concurrency=self._config.concurrency,
+                timeout_s=self._config.timeout_s,
+                progress=self._progress,
+            )
+        seconds = time.monotonic() - begin
+        before = self._before.task(task.planned.name) if self._before else None
+        if endpoint is None and before is not None:
+            seconds = before.seconds
+        scores = [
+            task.host.score(
+                [
+                    Answer(prompt=record.prompt, text=record.text, finish_reason=record.finish_reason)
+                    for record in answers.of_repeat(repeat)
+                ]
+            )
+            for repeat in range(self._config.repeats)
+        ]
+        answers.write_scored([repeat.prompts for repeat in scores])
+        return task_result(task.planned, task.prompts, answers, scores, seed=self._config.seed, seconds=seconds)
+
+    def _measure(self, task: PreparedTask, endpoint: Endpoint | None, reference: Path | None) -> TaskResult:
+        if task.measurement is None:
+            raise EvaluationError(f"task {task.planned.name}: nothing measures it")
+        begin = time.monotonic()
+        name = task.planned.file
+        job = MeasurementJob(
+            target=Target(
+                name=self._source.name,
+                endpoint=endpoint,
+                checkpoint=self._source.checkpoint,
+                server=self._source.make_server(self._registry),
+            ),
+            folder=self._folder / MEASUREMENTS_FOLDER / name,
+            reference=reference / MEASUREMENTS_FOLDER / name if reference else None,
+            limit=self._config.limit,
+            data=self._config.data,
+            seed=self._config.seed,
+            concurrency=self._config.concurrency,
+            timeout_s=self._config.timeout_s,
+        )
+        measured = task.measurement.measure(job, self._progress)
+        return TaskResult(
+            task=task.planned.name,
+            label=task.planned.name,
+            benchmark=task.planned.entry.name,
+            options=task.planned.options_json,
+            prompts=measured.prompts,
+            scored=measured.prompts,
+            prompts_sha256=measured.prompts_sha256,
+            seeds=(self._config.seed,),
+            metrics=measured.metrics,
+            seconds=round(time.monotonic() - begin, 3),
+            details=dict(measured.details),
+        )

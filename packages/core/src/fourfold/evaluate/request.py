@@ -1,0 +1,29 @@
+"""What an evaluation is asked for, as data."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field, PositiveFloat, PositiveInt
+
+from fourfold.config import Config
+
+
+class EvalConfig(Config):
+    """What ``fourfold eval`` is asked for. ``options`` are keyed ``TASK.KEY``."""
+
+    model: str
+    tasks: tuple[str, ...]
+    output: Path
+    options: dict[str, Any] = Field(default_factory=dict)
+    baseline: str | None = None
+    limit: PositiveInt | None = None
+    repeats: PositiveInt = 1
+    concurrency: PositiveInt = 16
+    data: Path | None = None
+    seed: int = 1234
+    server: str | None = None
+    server_options: dict[str, Any] = Field(default_factory=dict)
+    served_model: str | None = None
+    timeout_s: PositiveFloat = 1800.0

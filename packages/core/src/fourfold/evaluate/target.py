@@ -1,0 +1,208 @@
+"""What answers: a running endpoint we attach to, or a local checkpoint we serve; and the machine it is asked from."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from fourfold.checkpoint.index import CONFIG_FILE, read_json
+from fourfold.environments import suited_environments, workspace_root
+from fourfold.errors import ConfigError, EvaluationError
+from fourfold.evaluate.client import api_base, is_url, served_models
+from fourfold.hardware import detect
+from fourfold.interfaces.server import Endpoint, Server
+from fourfold.manifest import MANIFEST_FILE, Manifest, sha256_file
+from fourfold.models.resolve import resolve_model
+from fourfold.plugins import Entry, Registry, Role
+from fourfold.progress import Progress
+from fourfold.results import Machine, ModelRecord
+
+#: Packages of this process whose version can change what is asked or computed.
+_RECORDED = ("fourfold", "fourfold-eval", "fourfold-vllm", "httpx", "numpy", "pillow")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSource:
+    """A model as it was given, resolved: a ``checkpoint`` folder with its server, or the ``base`` of an endpoint."""
+
+    source: str
+    base: str | None
+    served_model: str | None
+    checkpoint: Path | None
+    server: Entry | None
+    server_options: dict[str, Any]
+
+    @property
+    def name(self) -> str:
+        """For people."""
+        if self.base is not None:
+            return self.served_model or self.base
+        return Path(self.source).name
+
+    def check(self) -> None:
+        """Refuse, before anything starts, a server that is missing or options it does not take."""
+        if self.base is None and self.server is None:
+            raise ConfigError(
+                f"{self.source}: no server for this machine is installed; install fourfold-vllm, or give the address "
+                "of a running server"
+            )
+        if self.server is not None:
+            self.server.options.parse(self.server_options, where=f"server {self.server.name}")
+
+    @contextmanager
+    def serve(self, registry: Registry, progress: Progress) -> Iterator[Endpoint]:
+        """Attach to the endpoint, or own a server while the block runs."""
+        if self.base is not None and self.served_model is not None:
+            yield Endpoint(url=self.base, model=self.served_model, owned=False)
+            return
+        self.check()
+        server = self.make_server(registry)
+        if self.checkpoint is not None and server is not None:
+            with server.serve(self.checkpoint, progress) as endpoint:
+                yield endpoint
+
+    def make_server(self, registry: Registry) -> Server[Any] | None:
+        """The server with its options; None where none is installed for this machine."""
+        if self.server is None:
+            return None
+        options = self.server.options.parse(self.server_options, where=f"server {self.server.name}")
+        made: Server[Any] = registry.load(Role.SERVER, self.server.name)(options)
+        return made
+
+    def record(self) -> ModelRecord:
+        """What is known without serving it."""
+        folder = self.checkpoint
+        if folder is None:
+            return ModelRecord(
+                name=self.name, source=self.source, kind="endpoint", url=self.base, served_model=self.served_model
+            )
+        manifest = folder / MANIFEST_FILE
+        return ModelRecord(
+            name=self.name,
+            source=self.source,
+            kind="checkpoint",
+            server=self.server.name if self.server else None,
+            server_options=self.server_options,
+            manifest_sha256=sha256_file(manifest) if manifest.is_file() else None,
+            config_sha256=sha256_file(folder / CONFIG_FILE),
+            scheme=_scheme(folder),
+            size_bytes=folder_bytes(folder),
+        )
+
+
+def find_source(
+    given: str,
+    registry: Registry,
+    *,
+    server: str | None = None,
+    server_options: dict[str, Any] | None = None,
+    served_model: str | None = None,
+) -> ModelSource:
+    """Resolve what the user gave: an address, ``demo``, a folder or a hub id. Nothing is started."""
+    if is_url(given):
+        base = api_base(given)
+        names = served_models(base)
+        model = served_model or (names[0] if names else None)
+        if model is None or (served_model and served_model not in names):
+            raise EvaluationError(f"{base}: serves {', '.join(names) or 'no model'}, not {served_model}")
+        return ModelSource(
+            source=given,
+            base=base,
+            served_model=model,
+            checkpoint=None,
+            server=_choose_server(registry, server),
+            server_options=server_options or {},
+        )
+    folder = resolve_model(given)
+    if not (folder / CONFIG_FILE).is_file():
+        raise EvaluationError(f"{folder}: no {CONFIG_FILE} there; give a checkpoint folder, a hub id or an address")
+    return ModelSource(
+        source=given,
+        base=None,
+        served_model=None,
+        checkpoint=folder,
+        server=_choose_server(registry, server),
+        server_options=server_options or {},
+    )
+
+
+def _choose_server(registry: Registry, name: str | None) -> Entry | None:
+    """The named server, else the first whose environment is for this machine; None where no server is installed."""
+    if name is not None:
+        return registry.get(Role.SERVER, name)
+    entries = registry.entries(Role.SERVER)
+    _, unsuited = suited_environments(tuple(e.environment for e in entries if e.environment))
+    return next((e for e in entries if e.environment is None or e.environment.name not in unsuited), None)
+
+
+def server_version(endpoint: Endpoint) -> str | None:
+    """What vLLM says at ``/version``; None from servers that do not."""
+    try:
+        answer = httpx.get(endpoint.url.removesuffix("/v1") + "/version", timeout=5.0)
+        version = answer.json().get("version") if answer.is_success else None
+    except (httpx.HTTPError, ValueError, AttributeError):
+        return None
+    return str(version) if version else None
+
+
+def folder_bytes(folder: Path) -> int:
+    """Bytes of a checkpoint's files, links followed."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def _scheme(folder: Path) -> str | None:
+    if (folder / MANIFEST_FILE).is_file():
+        return str(Manifest.read(folder).recipe.scheme)
+    config = read_json(folder / CONFIG_FILE)
+    quantized = "quantization_config" in config or (folder / "hf_quant_config.json").is_file()
+    return None if quantized else "BF16"
+
+
+def this_machine() -> Machine:
+    """System, processor, memory and GPUs, without names or paths of this place."""
+    return Machine(
+        system=f"{platform.system()} {platform.machine()}",
+        processor=_processor(),
+        num_cores=len(os.sched_getaffinity(0)),
+        memory_bytes=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        gpus=tuple(gpu.reported_name for gpu in detect()),
+    )
+
+
+def _processor() -> str:
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text(encoding="utf-8").splitlines() if info.is_file() else []
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unknown")
+
+
+def runner_packages() -> dict[str, str]:
+    """Versions of what asks and computes, and Python's."""
+    versions = {"python": platform.python_version()}
+    for name in _RECORDED:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+def git_revision() -> str | None:
+    """The checkout's commit, with ``-dirty`` where tracked files differ; None outside a checkout."""
+    root = workspace_root()
+    if root is None:
+        return None
+    command = ["git", "describe", "--always", "--abbrev=40", "--dirty", "--match", "no-tag"]
+    try:
+        done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False, timeout=20)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() or None
