@@ -14,7 +14,7 @@ import fourfold_modelopt.hooks
 from fourfold.conformance.model import make_model
 from fourfold.plugins import Registry, build_plugin_manager
 from fourfold.progress import NoProgress
-from fourfold.study import Study, StudyResults, plan_study, run_study
+from fourfold.study import LocalExecutor, Study, StudyResults, plan_study, run_study
 from fourfold.study.spec import parse_study
 
 MakeStudy = Callable[..., Study]
@@ -62,7 +62,8 @@ def finished(model: Path, registry: Registry, tmp_path_factory: pytest.TempPathF
     """A study's output, run to the end."""
     head = f'name = "a-study"\nsummary = "for a test"\nmodel = "{model}"\n'
     output = tmp_path_factory.mktemp("finished") / "output"
-    run_study(plan_study(parse_study(tomllib.loads(head + BOTH)), registry), registry, output, NoProgress())
+    plan = plan_study(parse_study(tomllib.loads(head + BOTH)), registry)
+    run_study(plan, LocalExecutor(registry), output, NoProgress())
     return output
 
 
@@ -75,7 +76,8 @@ def copy(finished: Path, tmp_path: Path) -> Path:
 def again(model: Path, registry: Registry, make_study: MakeStudy) -> Callable[..., tuple[StudyResults, list[str]]]:
     def run(output: Path, text: str = BOTH) -> tuple[StudyResults, list[str]]:
         notes = Notes()
-        return run_study(plan_study(make_study(text, model=model), registry), registry, output, notes), notes.texts
+        plan = plan_study(make_study(text, model=model), registry)
+        return run_study(plan, LocalExecutor(registry), output, notes), notes.texts
 
     return run
 

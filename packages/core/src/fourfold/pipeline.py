@@ -82,13 +82,25 @@ class Pipeline:
         #: The artifact the checkpoint was written from, once there is one.
         self.artifact_path: Path | None = None
 
+    @property
+    def stage_times(self) -> tuple[StageTime, ...]:
+        """The stages so far, in order."""
+        return tuple(self._times)
+
+    def make_tokens(self) -> Path | None:
+        """The token set's folder, or None for a quantizer that reads no tokens."""
+        return self._tokens(self._hashes()) if self._plan.needs_tokens else None
+
+    def make_artifact(self) -> Path:
+        """The artifact's folder, its token set made on the way."""
+        tokens = self.make_tokens()
+        self.artifact_path = self._quantize(self._hashes(), tokens)
+        return self.artifact_path
+
     def run(self) -> tuple[QuantizeResult, VerifyReport]:
         """All stages; the verifier's report comes with the result, and its findings are the caller's to judge."""
         require_output(self._plan, self._output)
-        source_files = self._source_files or hash_source(self._plan.model_path, self._progress)
-        tokens = self._tokens(source_files) if self._plan.needs_tokens else None
-        self.artifact_path = self._quantize(source_files, tokens)
-        artifact = Artifact(self.artifact_path)
+        artifact = Artifact(self.make_artifact())
         self._export(artifact)
         report = self._timed("verify", self._verify)
         result = self._result(artifact.manifest, report)
@@ -96,6 +108,11 @@ class Pipeline:
         if not self._keep:
             shutil.rmtree(self._store.folder, ignore_errors=True)
         return result, report
+
+    def _hashes(self) -> dict[str, str]:
+        if self._source_files is None:
+            self._source_files = hash_source(self._plan.model_path, self._progress)
+        return self._source_files
 
     def _timed(self, name: str, work: Callable[[], T]) -> T:
         start = time.monotonic()
@@ -144,11 +161,12 @@ class Pipeline:
             seed=plan.config.seed,
         )
 
+        identity = request.identity | {"environment": environment_sha256(plan.quantizer.environment)}
+        log = self._store.log("quantize", identity)
+
         def work(folder: Path) -> None:
-            log = self._store.folder / "quantize.log"
             run_in_process(python, request.model_copy(update={"output": folder.absolute()}), log, self._progress)
 
-        identity = request.identity | {"environment": environment_sha256(plan.quantizer.environment)}
         return self._stage("quantize", identity, work)
 
     def _export(self, artifact: Artifact) -> None:

@@ -13,17 +13,30 @@ from fourfold.cli.guard import guarded
 def run(
     study: Annotated[Path, typer.Argument(help="A study file.")],
     output: Annotated[Path, typer.Option(help="Folder of the study; empty, absent, or of an earlier run of it.")],
+    ray: Annotated[
+        str | None, typer.Option(help="Run the jobs on this Ray cluster; HOST:PORT, or auto. Needs a shared folder.")
+    ] = None,
+    needs: Annotated[
+        list[str] | None, typer.Option(help="What a kind of job takes, such as quantize.gpus=8; for --ray.")
+    ] = None,
     json: Annotated[bool, typer.Option("--json", help="Machine-readable output.")] = False,
 ) -> int:
     """Run every cell of a study and end with one table; a finished cell or stage is not run again."""
     from fourfold.cli.console import print_json, print_table, progress_bar
     from fourfold.plugins import Registry, build_plugin_manager
-    from fourfold.study import load_study, plan_study, run_study, study_tables
+    from fourfold.study import LocalExecutor, load_study, parse_needs, plan_study, run_study, study_tables
 
+    job_needs = parse_needs(needs or ())
     registry = Registry(build_plugin_manager())
     plan = plan_study(load_study(study), registry)
     with progress_bar(quiet=json) as progress:
-        results = run_study(plan, registry, output, progress)
+        if ray is None:
+            results = run_study(plan, LocalExecutor(registry), output, progress)
+        else:
+            from fourfold.study.cluster import RayExecutor
+
+            with RayExecutor(ray, output) as cluster:
+                results = run_study(plan, cluster, output, progress, needs=job_needs)
     if json:
         print_json(results)
     else:

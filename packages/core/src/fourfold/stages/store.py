@@ -54,6 +54,10 @@ class StageStore:
             text = json.dumps({"name": name, "identity": dict(identity), "files": files}, indent=1, sort_keys=True)
             (partial / RECORD_FILE).write_text(text + "\n", encoding="utf-8")
 
+    def log(self, name: str, identity: Mapping[str, object]) -> Path:
+        """Where the stage's process may write its log; stages that run at the same time have one each."""
+        return self._folder(name, identity).with_suffix(".log")
+
     def _folder(self, name: str, identity: Mapping[str, object]) -> Path:
         text = json.dumps({"name": name, "identity": dict(identity)}, sort_keys=True, separators=(",", ":"))
         return self.folder / f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:16]}"

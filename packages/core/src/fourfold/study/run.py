@@ -1,4 +1,4 @@
-"""Running a planned study: every cell through the pipeline, finished ones kept, failures recorded.
+"""Running a planned study: its jobs through an executor, finished cells kept, failures recorded.
 
 The output folder holds ``results.json``, ``checkpoints/CELL`` and ``stages/``. It belongs to one study, by hash.
 """
@@ -6,31 +6,38 @@ The output folder holds ``results.json``, ``checkpoints/CELL`` and ``stages/``. 
 from __future__ import annotations
 
 import fcntl
-import shutil
-import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
 from fourfold.environments import environment_sha256
-from fourfold.errors import CheckpointError, FourfoldError, OutputError
+from fourfold.errors import CheckpointError, OutputError
 from fourfold.manifest import MANIFEST_FILE, Manifest, sha256_file, sha256_files
-from fourfold.pipeline import Pipeline, QuantizeResult, hash_source
-from fourfold.plugins import Registry
+from fourfold.pipeline import StageTime, hash_source
 from fourfold.progress import Progress
 from fourfold.stages.quantize import package_versions
 from fourfold.study.cells import Cell
+from fourfold.study.executors import Executor
 from fourfold.study.identity import cell_identity
-from fourfold.study.pairs import compare_pairs, is_equal_to_artifact
+from fourfold.study.jobs import Job, JobKind, Outcome, plan_jobs
+from fourfold.study.pairs import compare_pairs
 from fourfold.study.plan import StudyPlan, prepare
-from fourfold.study.results import CellResult, StudyResults, count_rare_experts, read_results
-from fourfold.verify import VerifyReport
+from fourfold.study.results import CellResult, StudyResults, read_results
 
 LOCK_FILE = ".lock"
 
 
-def run_study(plan: StudyPlan, registry: Registry, output: Path, progress: Progress) -> StudyResults:
+def run_study(
+    plan: StudyPlan,
+    executor: Executor,
+    output: Path,
+    progress: Progress,
+    *,
+    needs: Mapping[str, Mapping[str, float]] | None = None,
+) -> StudyResults:
     """Run every cell that ``output`` does not hold complete, then the comparisons; ``results.json`` follows each step.
+
+    ``needs`` changes what jobs of a kind take of a machine (:func:`fourfold.study.jobs.parse_needs`).
 
     Raises :class:`OutputError` for a folder that is another study's, in use, or on too small a disk. A cell that
     fails is recorded, and the others run; an interruption ends the run, and the same call goes on from there.
@@ -41,7 +48,7 @@ def run_study(plan: StudyPlan, registry: Registry, output: Path, progress: Progr
         raise OutputError(f"{output}: holds the study {earlier.study.name!r} as another file says it; choose another")
     output.mkdir(parents=True, exist_ok=True)
     with _alone_in(output):
-        return _Run(plan, registry, output, progress, earlier).run()
+        return _Run(plan, output, progress, earlier).run(executor, needs or {})
 
 
 @contextmanager
@@ -55,10 +62,8 @@ def _alone_in(output: Path) -> Iterator[None]:
 
 
 class _Run:
-    def __init__(
-        self, plan: StudyPlan, registry: Registry, output: Path, progress: Progress, earlier: StudyResults | None
-    ) -> None:
-        self._plan, self._registry, self._output, self._progress = plan, registry, output, progress
+    def __init__(self, plan: StudyPlan, output: Path, progress: Progress, earlier: StudyResults | None) -> None:
+        self._plan, self._output, self._progress = plan, output, progress
         self._source_files = hash_source(plan.model_path, progress)
         self._earlier = {cell.name: cell for cell in earlier.cells} if earlier else {}
         self._results = StudyResults(
@@ -69,23 +74,60 @@ class _Run:
             pairs=earlier.pairs if earlier else (),
         )
 
-    def run(self) -> StudyResults:
+    def run(self, executor: Executor, needs: Mapping[str, Mapping[str, float]]) -> StudyResults:
         cells = self._plan.cells
-        kept = {cell.name: self._earlier[cell.name] for cell in cells if self._is_complete(cell)}
-        todo = [cell for cell in cells if cell.name not in kept]
-        self._save(cells=tuple(kept.values()))
+        done = {cell.name: self._earlier[cell.name] for cell in cells if self._is_complete(cell)}
+        for name in done:
+            self._progress.note(f"{name}: complete, kept")
+        todo = [cell for cell in cells if cell.name not in done]
+        self._save(cells=tuple(done.values()))
         prepare(self._plan, todo, self._output, self._progress)
-        for number, cell in enumerate(cells, start=1):
-            if cell.name in kept:
-                self._progress.note(f"cell {number} of {len(cells)}, {cell.name}: complete, kept")
-                continue
-            self._progress.note(f"cell {number} of {len(cells)}, {cell.name}")
-            kept[cell.name] = self._attempt(cell)
-            self._save(cells=tuple(kept[c.name] for c in cells if c.name in kept))
+        jobs = plan_jobs(todo, self._plan.plans, self._job, needs)
+        for result in self._results_of(jobs, executor):
+            done[result.name] = result
+            self._save(cells=tuple(done[c.name] for c in cells if c.name in done))
         if self._plan.study.compare:
             self._compare()
         self._save(complete=True, ok=all(cell.ok for cell in self._results.cells))
         return self._results
+
+    def _job(self, cell: Cell, **what: object) -> Job:
+        return Job.model_validate(
+            {
+                "cell": cell.name,
+                "identity": self._identity(cell),
+                "config": cell.config,
+                "output": str(self._output.absolute()),
+                "source_files": self._source_files,
+                "compare": self._plan.study.compare,
+                **what,
+            }
+        )
+
+    def _results_of(self, jobs: tuple[Job, ...], executor: Executor) -> Iterator[CellResult]:
+        """Cells as they end. Each gets the times of the stages that were run for it and no cell before it."""
+        by_name = {job.name: job for job in jobs}
+        unclaimed: dict[str, tuple[StageTime, ...]] = {}
+        for outcome in executor.run(jobs, self._progress):
+            job = by_name[outcome.job]
+            if job.kind is not JobKind.CELL:
+                earlier = [unclaimed.pop(name, ()) for name in job.after]
+                unclaimed[job.name] = _times([*sum(earlier, ()), *outcome.stages])
+                continue
+            result = outcome.result or self._failure(job, outcome)
+            ran = unclaimed.pop(job.after[0], ())
+            yield result.model_copy(update={"stages": _times([*ran, *result.stages])})
+
+    def _failure(self, job: Job, outcome: Outcome) -> CellResult:
+        self._progress.note(f"{job.cell} failed: {(outcome.error or '').strip().splitlines()[-1]}")
+        return CellResult(
+            name=job.cell,
+            status="failed",
+            identity=job.identity,
+            config=job.config,
+            error_type=outcome.error_type,
+            error=outcome.error,
+        )
 
     def _save(self, **changes: object) -> None:
         self._results = self._results.model_copy(update=changes)
@@ -111,64 +153,6 @@ class _Run:
         except (CheckpointError, OSError):
             return False
 
-    def _attempt(self, cell: Cell) -> CellResult:
-        start = {"name": cell.name, "identity": self._identity(cell), "config": cell.config}
-        try:
-            return self._run_cell(cell).model_copy(update=start)
-        except FourfoldError as error:
-            failure = {"error_type": type(error).__name__, "error": str(error)}
-        except Exception as error:  # noqa: BLE001 - a plugin's fault must not end the cells of the others
-            failure = {"error_type": type(error).__name__, "error": "".join(traceback.format_exception(error))}
-        self._progress.note(f"{cell.name} failed: {failure['error'].strip().splitlines()[-1]}")
-        return CellResult.model_validate({**start, "status": "failed", **failure})
-
-    def _run_cell(self, cell: Cell) -> CellResult:
-        folder = self._folder(cell)
-        # What an interrupted or changed run left; the folder is ours, by the study's hash.
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        pipeline = Pipeline(
-            self._plan.plans[cell.name],
-            self._registry,
-            self._progress,
-            output=folder,
-            stages=self._output / "stages",
-            source_files=self._source_files,
-        )
-        result, report = pipeline.run()
-        if pipeline.artifact_path is None:
-            raise CheckpointError(f"{folder}: the pipeline ended without an artifact")
-        equal = None
-        if self._plan.study.compare:
-            equal = is_equal_to_artifact(folder, pipeline.artifact_path, self._progress)
-        return self._record(cell, result, report, pipeline.artifact_path).model_copy(
-            update={"equal_to_artifact": equal}
-        )
-
-    def _record(self, cell: Cell, result: QuantizeResult, report: VerifyReport, artifact: Path) -> CellResult:
-        folder = self._folder(cell)
-        manifest = Manifest.read(folder)
-        return CellResult(
-            name=cell.name,
-            status="done",
-            identity=self._identity(cell),
-            config=cell.config,
-            checkpoint=str(folder.relative_to(self._output)),
-            artifact=str(artifact.relative_to(self._output)),
-            manifest_sha256=sha256_file(folder / MANIFEST_FILE),
-            bytes_before=result.bytes_before,
-            bytes_after=result.bytes_after,
-            quantized_modules=result.quantized_modules,
-            verified=result.verified,
-            findings=sum(report.num_findings.values()),
-            checks=sum(report.checked.values()),
-            rare_experts=count_rare_experts(manifest),
-            fallbacks=result.fallbacks,
-            tokens_sha256=manifest.calibration.tokens_sha256 if manifest.calibration else None,
-            packages=manifest.packages,
-            stages=result.stages,
-        )
-
     def _compare(self) -> None:
         done = {cell.name: cell for cell in self._results.cells if cell.status == "done"}
         cells = [cell for cell in self._plan.cells if cell.name in done]
@@ -179,3 +163,12 @@ class _Run:
         for pair in pairs:
             finished.append(pair)
             self._save(pairs=tuple(finished))
+
+
+def _times(stages: list[StageTime]) -> tuple[StageTime, ...]:
+    """One time a stage: where it was really run, if it was."""
+    found: dict[str, StageTime] = {}
+    for stage in stages:
+        if stage.name not in found or found[stage.name].reused:
+            found[stage.name] = stage
+    return tuple(found.values())
