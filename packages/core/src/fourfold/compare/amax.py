@@ -2,12 +2,13 @@
 
 A producer that computes ``amax / 2688`` in float32 and one that computes ``2688 / amax`` in the tensor's 16-bit type
 store different numbers for one amax. Such a pair gives its amax away: it is the 16-bit number nearest to
-``scale x 2688``, and computing both stored numbers from it proves it.
+``scale x 2688``, and computing both stored numbers from it proves it. What is stored is the scale or its reciprocal,
+as the folder's layout has it, and a reciprocal can cost the last bit: each number is compared as it would be stored.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 
@@ -16,8 +17,6 @@ import torch
 from fourfold.compare.sides import Scale
 from fourfold.nvfp4 import encode_scale_from_amax, global_scale_from_amax
 from fourfold.nvfp4.constants import GLOBAL_SCALE_DIVISOR
-
-_AMAX_TYPES = (torch.bfloat16, torch.float16, torch.float32)
 
 
 class ScaleCause(Enum):
@@ -46,17 +45,28 @@ def _one_amax(in_float32: Scale, in_own_type: Scale) -> bool:
     estimate = torch.tensor(in_float32.multiplier * GLOBAL_SCALE_DIVISOR, dtype=torch.float32)
     if not bool(estimate.isfinite()) or estimate <= 0:
         return False
-    for dtype in _AMAX_TYPES:
-        amax = estimate.to(dtype)
-        if not bool(amax.isfinite()) or amax <= 0:
-            continue
+    for amax in _amax_near(estimate):
         try:
             scale = global_scale_from_amax(amax)
         except ValueError:
             continue
-        if scale.item() == in_float32.multiplier and encode_scale_from_amax(amax).item() == in_own_type.divisor:
+        if in_float32.holds_multiplier(scale) and in_own_type.holds_divisor(encode_scale_from_amax(amax)):
             return True
     return False
+
+
+def _amax_near(estimate: torch.Tensor) -> Iterator[torch.Tensor]:
+    """What an amax may have been that is known to the last bits of float32; positive and finite."""
+    for dtype in (torch.bfloat16, torch.float16):
+        amax = estimate.to(dtype)
+        if bool(amax.isfinite()) and amax > 0:
+            yield amax
+    # The quotient, its reciprocal and the product above round once each: within three units in the last place.
+    units = estimate.view(torch.int32)
+    for step in range(-3, 4):
+        amax = (units + step).view(torch.float32)
+        if bool(amax.isfinite()) and amax > 0:
+            yield amax
 
 
 def explain_scales(

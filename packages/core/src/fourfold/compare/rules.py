@@ -133,12 +133,10 @@ def _fitting(whose: dict[float, list[str]], dtype: torch.dtype, scale: Scale) ->
 def _gives(policy: BlockScalePolicy, amax: torch.Tensor, scale: Scale) -> bool:
     try:
         if policy is BlockScalePolicy.COMPRESSED_TENSORS:
-            divisor = encode_scale_from_amax(amax)
-            return scale.divisor == divisor.item() or scale.multiplier == divisor.reciprocal().item()
-        multiplier = global_scale_from_amax(amax, policy)
+            return scale.holds_divisor(encode_scale_from_amax(amax))
+        return scale.holds_multiplier(global_scale_from_amax(amax, policy))
     except ValueError:
         return False
-    return scale.multiplier == multiplier.item() or scale.divisor == multiplier.reciprocal().item()
 
 
 def most_common(found: Iterable[frozenset[str]], prefer: str) -> list[str | None]:

@@ -61,6 +61,18 @@ class Scale:
         """Whether one is the other, or the float32 reciprocal of the other's reciprocal."""
         return self.multiplier == other.multiplier or self.divisor == other.divisor
 
+    def holds_multiplier(self, multiplier: torch.Tensor) -> bool:
+        """Whether a producer's float32 ``multiplier`` [] leaves these bytes, in the direction stored here."""
+        if Direction.MULTIPLIER in self.stored:
+            return self.multiplier == multiplier.item()
+        return self.divisor == multiplier.reciprocal().item()
+
+    def holds_divisor(self, divisor: torch.Tensor) -> bool:
+        """The same of a producer's float32 ``divisor`` []."""
+        if Direction.DIVISOR in self.stored:
+            return self.divisor == divisor.item()
+        return self.multiplier == divisor.reciprocal().item()
+
 
 class Side:
     """A folder to compare.
