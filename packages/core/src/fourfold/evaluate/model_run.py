@@ -105,7 +105,7 @@ class ModelRun:
             ),
             folder=self._folder / MEASUREMENTS_FOLDER / name,
             reference=reference / MEASUREMENTS_FOLDER / name if reference else None,
-            limit=self._config.limit,
+            limit=self._config.limit_of(task.planned.name),
             data=self._config.data,
             seed=self._config.seed,
             concurrency=self._config.concurrency,

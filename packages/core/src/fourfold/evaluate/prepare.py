@@ -12,6 +12,8 @@ from typing import Any
 from fourfold.config import Config
 from fourfold.environments import ensure_environment
 from fourfold.evaluate.answers import prompts_sha256
+from fourfold.evaluate.folder import LOGS_FOLDER
+from fourfold.evaluate.request import EvalConfig
 from fourfold.evaluate.tasks import PlannedTask
 from fourfold.interfaces.benchmark import Answer, BenchmarkJob, Measurement, Prompt, PromptBenchmark, Scores
 from fourfold.plugins import Registry, Role
@@ -86,10 +88,16 @@ class BenchmarkHost:
 
 
 def prepare(
-    tasks: Sequence[PlannedTask], job: BenchmarkJob, registry: Registry, progress: Progress, logs: Path
+    tasks: Sequence[PlannedTask], config: EvalConfig, registry: Registry, progress: Progress
 ) -> tuple[PreparedTask, ...]:
     """Build every task's prompts; what is wrong with a task or its data is said here."""
-    return tuple(_prepare(task, job, registry, progress, logs) for task in tasks)
+    logs = config.output / LOGS_FOLDER
+    return tuple(_prepare(task, _job(task, config), registry, progress, logs) for task in tasks)
+
+
+def _job(task: PlannedTask, config: EvalConfig) -> BenchmarkJob:
+    data = config.data.absolute() if config.data else None
+    return BenchmarkJob(limit=config.limit_of(task.name), data=data, seed=config.seed)
 
 
 def _prepare(task: PlannedTask, job: BenchmarkJob, registry: Registry, progress: Progress, logs: Path) -> PreparedTask:

@@ -11,7 +11,9 @@ from fourfold.config import Config
 
 
 class EvalConfig(Config):
-    """What ``fourfold eval`` is asked for. ``options`` are keyed ``TASK.KEY``."""
+    """What ``fourfold eval`` is asked for. ``options`` are keyed ``TASK.KEY``; ``limits`` hold for one task each, in place
+    of ``limit``.
+    """
 
     model: str
     tasks: tuple[str, ...]
@@ -19,6 +21,7 @@ class EvalConfig(Config):
     options: dict[str, Any] = Field(default_factory=dict)
     baseline: str | None = None
     limit: PositiveInt | None = None
+    limits: dict[str, PositiveInt] = Field(default_factory=dict)
     repeats: PositiveInt = 1
     concurrency: PositiveInt = 16
     data: Path | None = None
@@ -27,3 +30,7 @@ class EvalConfig(Config):
     server_options: dict[str, Any] = Field(default_factory=dict)
     served_model: str | None = None
     timeout_s: PositiveFloat = 1800.0
+
+    def limit_of(self, task: str) -> int | None:
+        """How many prompts of ``task``; None for all."""
+        return self.limits.get(task, self.limit)

@@ -12,13 +12,12 @@ from pathlib import Path
 from fourfold.errors import ConfigError
 from fourfold.evaluate.client import is_url
 from fourfold.evaluate.compare import compare_records, require_same_prompts
-from fourfold.evaluate.folder import LOGS_FOLDER, write_record
+from fourfold.evaluate.folder import write_record
 from fourfold.evaluate.model_run import ModelRun
 from fourfold.evaluate.prepare import PreparedTask, prepare
 from fourfold.evaluate.request import EvalConfig
 from fourfold.evaluate.target import ModelSource, find_source, git_revision, runner_packages, this_machine
 from fourfold.evaluate.tasks import plan_tasks
-from fourfold.interfaces.benchmark import BenchmarkJob
 from fourfold.plugins import Registry
 from fourfold.progress import Progress
 from fourfold.results import BASELINE_FOLDER, EVAL_FILE, EvalRecord, ModelRecord, TaskResult
@@ -32,8 +31,7 @@ def evaluate(config: EvalConfig, registry: Registry, progress: Progress) -> Eval
     planned = plan_tasks(config.tasks, config.options, registry)
     source = _source(config, config.model, registry)
     baseline = _Baseline(config, registry)
-    job = BenchmarkJob(limit=config.limit, data=config.data.absolute() if config.data else None, seed=config.seed)
-    tasks = prepare(planned, job, registry, progress, config.output / LOGS_FOLDER)
+    tasks = prepare(planned, config, registry, progress)
     reference = baseline.evaluate(tasks, progress)
     model, results = ModelRun(config, source, config.output, registry, progress).run(
         tasks, baseline.folder if reference else None
