@@ -48,7 +48,8 @@ OptionsT = TypeVar("OptionsT", bound=Options)
 @dataclass(frozen=True, kw_only=True)
 class Endpoint:
     """Where to ask: base ``url`` of the OpenAI API (it ends in ``/v1``), the served ``model`` name, and whether we own
-    the process. Of an owned one, ``pid`` is the head of its process group and ``log`` its output.
+    the process. Of an owned one, ``pid`` is the head of its process group and ``log`` its output. ``root`` is the model's
+    folder or hub id, where the server says it.
     """
 
     url: str
@@ -56,6 +57,7 @@ class Endpoint:
     owned: bool
     pid: int | None = None
     log: Path | None = None
+    root: str | None = None
 
 
 class Reason(Config):

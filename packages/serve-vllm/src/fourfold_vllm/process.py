@@ -1,0 +1,147 @@
+"""An owned server process: started in a group of its own, watched through its log and its port, gone in the end."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from fourfold.errors import ServerError
+from fourfold.progress import Progress
+from fourfold_vllm.supervisor import GRACE_S
+
+TAIL_LINES = 30
+_POLL_S = 1.0
+_HEALTH_TIMEOUT_S = 5.0
+#: Variables that would mislead another interpreter, or slow it down (without .pyc files each import takes minutes).
+_DROPPED = ("VIRTUAL_ENV", "PYTHONPATH", "PYTHONHOME", "PYTHONDONTWRITEBYTECODE")
+#: What vLLM 0.32 logs on its way, and what a user reads of it.
+_STAGES = (
+    (re.compile(r"Resolved architecture: (\S+)"), "vLLM: {0}, starting the engine"),
+    (re.compile(r"Starting to load model"), "vLLM: loading weights"),
+    (re.compile(r"(?:Model loading|Loading weights) took (.+)"), "vLLM: weights loaded ({0})"),
+    (re.compile(r"Dynamo bytecode transform|Compiling a graph"), "vLLM: compiling"),
+    (re.compile(r"KV cache size: ([\d,]+ tokens)"), "vLLM: KV cache of {0}"),
+    (re.compile(r"Capturing CUDA graph"), "vLLM: capturing CUDA graphs"),
+    (re.compile(r"Application startup complete"), "vLLM: ready"),
+)
+
+
+@dataclass(frozen=True)
+class ServerProcess:
+    """A running group: its head (:mod:`fourfold_vllm.supervisor`) and its log."""
+
+    head: subprocess.Popen[bytes]
+    log: Path
+
+
+def require_free_port(host: str, port: int) -> int:
+    """The port, if nobody listens there; a free one for 0. :class:`ServerError` says what to do about a taken one."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise ServerError(
+                f"port {port} of {host} cannot be taken ({error.strerror}); choose another with --port, 0 for a free "
+                "one, or use the server that is there by its URL"
+            ) from None
+        return int(probe.getsockname()[1])
+
+
+@contextmanager
+def run_process(command: tuple[str, ...], variables: dict[str, str], log: Path) -> Iterator[ServerProcess]:
+    """Start ``command`` under a supervisor, its output in ``log``; nothing of it is left after the context."""
+    environment = {k: v for k, v in os.environ.items() if k not in _DROPPED}
+    # The model is a local folder; a server must not wait for a network it does not need, nor report to one.
+    environment |= {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "PYTHONUNBUFFERED": "1", **variables}
+    reading, writing = os.pipe()
+    with os.fdopen(reading), os.fdopen(writing, "wb") as lifeline, log.open("wb") as output:
+        head = subprocess.Popen(
+            [sys.executable, "-m", "fourfold_vllm.supervisor", str(reading), *command],
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            pass_fds=(reading,),
+            env=environment,
+            start_new_session=True,
+        )
+        try:
+            yield ServerProcess(head, log)
+        finally:
+            lifeline.close()  # which tells the supervisor to end the group
+            _wait_gone(head)
+
+
+def _wait_gone(head: subprocess.Popen[bytes]) -> None:
+    try:
+        head.wait(timeout=3 * GRACE_S)
+    except subprocess.TimeoutExpired:
+        os.killpg(head.pid, signal.SIGKILL)
+        head.wait()
+
+
+def wait_ready(server: ServerProcess, health_url: str, timeout_s: float, progress: Progress) -> None:
+    """Return when the server answers its health check; loading stages become progress.
+
+    Raises :class:`ServerError` with the last lines of the log when it dies or takes longer than ``timeout_s``.
+    """
+    progress.begin("vLLM: starting", total=None, unit="step")
+    deadline = time.monotonic() + timeout_s
+    seen: set[str] = set()
+    with server.log.open("rb") as stream:
+        while True:
+            for text in _new_stages(stream.read(), seen):
+                progress.begin(text, total=None, unit="step")
+            if (code := server.head.poll()) is not None:
+                raise ServerError(f"vLLM ended while starting ({_how(code)}){tail(server.log)}")
+            if _healthy(health_url):
+                return
+            if time.monotonic() > deadline:
+                raise ServerError(
+                    f"vLLM did not answer within {timeout_s:g} s; give it more with --option timeout_s=N"
+                    f"{tail(server.log)}"
+                )
+            time.sleep(_POLL_S)
+
+
+def _new_stages(output: bytes, seen: set[str]) -> Iterator[str]:
+    for line in output.decode(errors="replace").splitlines():
+        for pattern, text in _STAGES:
+            match = pattern.search(line)
+            if match and text not in seen:
+                seen.add(text)
+                yield text.format(*(group.strip() for group in match.groups()))
+
+
+def _healthy(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(url, timeout=_HEALTH_TIMEOUT_S) as answer:
+            return bool(answer.status == 200)
+    except (urllib.error.URLError, OSError):
+        return False
+
+
+def _how(code: int) -> str:
+    if code > 128:
+        number = code - 128
+        hint = "; the machine may be out of memory" if number == 9 else ""
+        return f"signal {number}{hint}"
+    return f"exit code {code}"
+
+
+def tail(log: Path) -> str:
+    """The last lines of a log, set off for a message."""
+    lines = log.read_text(encoding="utf-8", errors="replace").splitlines()[-TAIL_LINES:]
+    return f"; the last {len(lines)} lines of {log}:\n" + "\n".join(f"  {line}" for line in lines)
