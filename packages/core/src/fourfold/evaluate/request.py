@@ -11,8 +11,8 @@ from fourfold.config import Config
 
 
 class EvalConfig(Config):
-    """What ``fourfold eval`` is asked for. ``options`` are keyed ``TASK.KEY``; ``limits`` hold for one task each, in place
-    of ``limit``.
+    """What ``fourfold eval`` is asked for. ``options`` are keyed ``TASK.KEY``; ``limits`` are single tasks' own, in
+    place of ``limit``.
     """
 
     model: str
