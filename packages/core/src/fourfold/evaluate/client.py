@@ -64,12 +64,17 @@ def api_base(url: str) -> str:
 
 def served_models(base: str) -> tuple[str, ...]:
     """Names the endpoint serves; :class:`EvaluationError` where nothing answers."""
+    return tuple(str(model["id"]) for model in list_models(base))
+
+
+def list_models(base: str) -> tuple[dict[str, Any], ...]:
+    """What the endpoint says of each model: ``id``, and from vLLM ``root`` and ``max_model_len`` too."""
     headers, options = _client_options(base, timeout_s=CONNECT_TIMEOUT_S)
     try:
         with httpx.Client(headers=headers, **options) as client:
             response = client.get(f"{base}/models")
             response.raise_for_status()
-            return tuple(str(model["id"]) for model in response.json()["data"])
+            return tuple({**model, "id": model["id"]} for model in response.json()["data"])
     except httpx.HTTPStatusError as error:
         raise EvaluationError(f"{base}/models: answered {error.response.status_code}") from None
     except httpx.HTTPError as error:
