@@ -119,7 +119,7 @@ def find_source(
             base=base,
             served_model=model,
             checkpoint=None,
-            server=_choose_server(registry, server),
+            server=choose_server(registry, server),
             server_options=server_options or {},
         )
     folder = resolve_model(given)
@@ -130,12 +130,12 @@ def find_source(
         base=None,
         served_model=None,
         checkpoint=folder,
-        server=_choose_server(registry, server),
+        server=choose_server(registry, server),
         server_options=server_options or {},
     )
 
 
-def _choose_server(registry: Registry, name: str | None) -> Entry | None:
+def choose_server(registry: Registry, name: str | None) -> Entry | None:
     """The named server, else the first whose environment is for this machine; None where no server is installed."""
     if name is not None:
         return registry.get(Role.SERVER, name)
