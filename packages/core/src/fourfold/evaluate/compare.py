@@ -127,8 +127,7 @@ def in_words(comparison: Comparison) -> str:
     scores = f"{_show(comparison.score, unit)} against {_show(comparison.baseline_score, unit)}"
     change = _show_change(comparison)
     if (interval := comparison.difference_interval) is not None:
-        low, high = _show_signed(interval.low, unit), _show_signed(interval.high, unit)
-        change += f", 95 % interval {low} to {high}"
+        change += f", 95 % interval {_bare(interval.low, unit)} to {_bare(interval.high, unit)}"
     floor = comparison.noise_floor
     evidence = [] if comparison.test is None else [f"p = {_show_p(comparison.test.p_value)}"]
     evidence.append(f"{comparison.prompts:,} prompts")
@@ -149,6 +148,10 @@ def _show(value: float, unit: str) -> str:
 
 def _show_signed(value: float, unit: str) -> str:
     return f"{100 * value:+.2f} points" if unit == "proportion" else f"{value:+,.4g} {unit}"
+
+
+def _bare(value: float, unit: str) -> str:
+    return _show_signed(value, unit).rpartition(" ")[0]
 
 
 def _show_change(comparison: Comparison) -> str:

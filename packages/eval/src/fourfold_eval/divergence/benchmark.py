@@ -1,0 +1,103 @@
+"""``kl`` as a measurement: the baseline makes the texts and its distributions once, every candidate adds its own."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from fourfold.errors import EvaluationError
+from fourfold.evaluate.statistics import Sample, score_interval, standard_error
+from fourfold.interfaces.benchmark import Measured, Measurement, MeasurementJob
+from fourfold.interfaces.server import Endpoint
+from fourfold.progress import Progress
+from fourfold.results import Direction, MetricResult
+from fourfold_eval.divergence.kernel import PositionDivergence, divergence
+from fourfold_eval.divergence.logprobs import fetch_missing, load
+from fourfold_eval.divergence.sequences import SequenceSet, answer_prompts, chat_prompts
+from fourfold_eval.options import DivergenceOptions
+
+
+class Divergence(Measurement[DivergenceOptions]):
+    """Teacher-forced: at every token of the baseline's answer, both say what they would have put there."""
+
+    def measure(self, job: MeasurementJob, progress: Progress) -> Measured:
+        """No metrics for the baseline itself; :class:`EvaluationError` where it has none to compare with."""
+        if job.target.endpoint is None:
+            raise EvaluationError("kl: the model is not served")
+        if job.reference is None:
+            sequences = self._own_sequences(job, job.target.endpoint, progress)
+            fetch_missing(sequences, job.target.endpoint, job, progress)
+            return _measured((), sequences)
+        reference = SequenceSet.load(job.reference)
+        if reference is None:
+            raise EvaluationError(f"kl: the baseline has no distributions in {job.reference}; evaluate kl on it first")
+        if reference.options != self.options:
+            raise EvaluationError(
+                f"kl: the baseline was measured with other options ({reference.options.canonical_json()}); "
+                "give both the same"
+            )
+        fetch_missing(reference, job.target.endpoint, job, progress)
+        found = []
+        for index in range(len(reference.sequences)):
+            base, own = load(job.reference, index), load(job.folder, index)
+            if base is None or own is None:
+                side = job.reference if base is None else job.folder
+                raise EvaluationError(f"kl: the distributions of prompt {index} in {side} are missing or damaged")
+            found.append(divergence(base, own))
+        return _measured(_metrics(found, job.seed), reference)
+
+    def _own_sequences(self, job: MeasurementJob, endpoint: Endpoint, progress: Progress) -> SequenceSet:
+        saved = SequenceSet.load(job.folder)
+        wanted = chat_prompts(self.options, job)
+        if saved is not None and saved.options == self.options and len(saved.sequences) == len(wanted):
+            return saved
+        if saved is not None:
+            raise EvaluationError(f"kl: {job.folder} holds other prompts; choose another --output")
+        made = answer_prompts(wanted, endpoint, self.options, job, progress)
+        made.save(job.folder)
+        return made
+
+
+def _measured(metrics: tuple[MetricResult, ...], sequences: SequenceSet) -> Measured:
+    return Measured(
+        metrics=metrics,
+        prompts=len(sequences.sequences),
+        prompts_sha256=sequences.ids_sha256,
+        details={
+            "label": "KL",
+            "reference": sequences.model,
+            "positions": sum(len(sequence.answer_ids) for sequence in sequences.sequences),
+            "truncation": f"top {sequences.options.top_k} of each side" if sequences.options.top_k else "none",
+        },
+    )
+
+
+def _metrics(found: list[PositionDivergence], seed: int) -> tuple[MetricResult, ...]:
+    counts = np.array([len(each.kl) for each in found], dtype=np.float64)
+    kl = Sample(np.array([each.kl.sum() for each in found]), counts)
+    same = Sample(np.array([each.same_top.sum() for each in found], dtype=np.float64), counts)
+    remainder = Sample(np.array([each.remainder.sum() for each in found]), counts)
+    every = np.concatenate([each.kl for each in found])
+    percentile = _metric("kl-p99", "KL, 99th percentile of positions", "nats", Direction.LOWER, kl, seed)
+    no_error = {"score": float(np.quantile(every, 0.99)), "interval": None, "standard_error": None}
+    return (
+        _metric("kl", "KL to the baseline", "nats", Direction.LOWER, kl, seed),
+        _metric("top1", "top-1 agreement with the baseline", "proportion", Direction.HIGHER, same, seed),
+        percentile.model_copy(update=no_error),
+        _metric("tail", "baseline's probability outside both tops", "probability", Direction.LOWER, remainder, seed),
+    )
+
+
+def _metric(name: str, label: str, unit: str, direction: Direction, sample: Sample, seed: int) -> MetricResult:
+    """A mean over positions, its interval over prompts: positions of one answer are not independent."""
+    return MetricResult(
+        name=name,
+        label=label,
+        direction=direction,
+        unit=unit,
+        n=int(sample.counts.sum()),
+        prompts=sample.n,
+        score=sample.score,
+        interval=score_interval(sample, seed),
+        standard_error=standard_error(sample),
+        per_prompt=False,
+    )

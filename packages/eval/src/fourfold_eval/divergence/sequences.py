@@ -1,0 +1,143 @@
+"""The texts that a divergence is measured on: chat-templated prompts, and the baseline's own greedy answers, as ids."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from fourfold.checkpoint.index import read_json
+from fourfold.config import Config
+from fourfold.demo import HELD_OUT_COUNT, get_task
+from fourfold.errors import EvaluationError
+from fourfold.evaluate.client import Reply, Request, ask
+from fourfold.interfaces.benchmark import MeasurementJob
+from fourfold.interfaces.server import Endpoint
+from fourfold.progress import Progress
+from fourfold_eval.demo import chat_messages
+from fourfold_eval.options import DivergenceOptions
+
+SEQUENCES_FILE = "sequences.json"
+_GSM8K_FILE = "gsm8k_test.jsonl"
+_PROMPTS_FILE = "prompts.jsonl"
+
+
+class TokenSequence(Config):
+    """One conversation as the server tokenized it: the templated prompt, then the answer with its closing token."""
+
+    prompt_ids: tuple[int, ...]
+    answer_ids: tuple[int, ...]
+
+
+class SequenceSet(Config):
+    """Every sequence in order, with what made them: a candidate is measured with the same options."""
+
+    options: DivergenceOptions
+    model: str
+    sequences: tuple[TokenSequence, ...]
+
+    @property
+    def ids_sha256(self) -> str:
+        """Over all token ids."""
+        return hashlib.sha256(self.model_dump_json(include={"sequences"}).encode()).hexdigest()
+
+    def save(self, folder: Path) -> None:
+        """Write ``folder``/sequences.json."""
+        folder.mkdir(parents=True, exist_ok=True)
+        partial = folder / f".{SEQUENCES_FILE}.partial"
+        partial.write_text(self.model_dump_json() + "\n", encoding="utf-8")
+        partial.replace(folder / SEQUENCES_FILE)
+
+    @classmethod
+    def load(cls, folder: Path) -> SequenceSet | None:
+        """What was saved there, or None."""
+        path = folder / SEQUENCES_FILE
+        return cls.parse(read_json(path), where=str(path)) if path.is_file() else None
+
+
+def chat_prompts(options: DivergenceOptions, job: MeasurementJob) -> list[list[dict[str, Any]]]:
+    """The conversations to answer, in a fixed order."""
+    count = min(job.limit or options.max_prompts, options.max_prompts)
+    if options.prompts == "gsm8k":
+        questions = _lines(_data(job, _GSM8K_FILE), "question", str) if job.data else _hub_questions()
+        return [[{"role": "user", "content": question}] for question in questions[:count]]
+    if options.prompts == "file":
+        return [list(messages) for messages in _lines(_data(job, _PROMPTS_FILE), "messages", list)][:count]
+    task = get_task(options.prompts.removeprefix("demo-"))
+    return [chat_messages(problem) for problem in task.generate("test", HELD_OUT_COUNT)[:count]]
+
+
+def _data(job: MeasurementJob, name: str) -> Path:
+    path = (job.data or Path()) / name
+    if job.data is None or not path.is_file():
+        raise EvaluationError(f"kl: {name} is not there; give its folder by --data")
+    return path
+
+
+def _lines(path: Path, field: str, kind: type) -> list[Any]:
+    values = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        try:
+            record = json.loads(line)
+        except ValueError as error:
+            raise EvaluationError(f"{path}:{number}: not valid JSON ({error})") from None
+        if not isinstance(record, dict) or not isinstance(record.get(field), kind):
+            raise EvaluationError(f"{path}:{number}: field {field!r} is missing or no {kind.__name__}")
+        values.append(record[field])
+    return values
+
+
+def _hub_questions() -> list[str]:
+    from datasets import load_dataset
+
+    try:
+        return [str(question) for question in load_dataset("openai/gsm8k", "main", split="test")["question"]]
+    except OSError as error:
+        raise EvaluationError(f"kl: GSM8K could not be fetched ({type(error).__name__}); give it by --data") from None
+
+
+def answer_prompts(
+    prompts: Sequence[list[dict[str, Any]]],
+    endpoint: Endpoint,
+    options: DivergenceOptions,
+    job: MeasurementJob,
+    progress: Progress,
+) -> SequenceSet:
+    """Greedy answers of the baseline, with the ids of prompt and answer as the server has them."""
+    progress.begin(f"{job.target.name}: kl answers", total=len(prompts), unit="prompt")
+    found: dict[int, TokenSequence] = {}
+
+    def receive(reply: Reply) -> None:
+        found[reply.key] = _read_sequence(reply, endpoint.url)
+        progress.advance(1)
+
+    requests = [
+        Request(
+            index,
+            "chat/completions",
+            {
+                "model": endpoint.model,
+                "messages": messages,
+                "max_tokens": options.max_tokens,
+                "temperature": 0.0,
+                "seed": job.seed,
+                "return_token_ids": True,
+            },
+        )
+        for index, messages in enumerate(prompts)
+    ]
+    ask(endpoint.url, requests, receive, concurrency=job.concurrency, timeout_s=job.timeout_s)
+    ordered = tuple(found[index] for index in range(len(prompts)))
+    return SequenceSet(options=options, model=job.target.name, sequences=ordered)
+
+
+def _read_sequence(reply: Reply, url: str) -> TokenSequence:
+    try:
+        prompt_ids, answer_ids = reply.body["prompt_token_ids"], reply.body["choices"][0]["token_ids"]
+    except (KeyError, IndexError, TypeError):
+        prompt_ids = answer_ids = None
+    if not prompt_ids or not answer_ids:
+        raise EvaluationError(f"{url}: returns no token ids; kl needs vLLM's return_token_ids and prompt_logprobs")
+    return TokenSequence(prompt_ids=tuple(prompt_ids), answer_ids=tuple(answer_ids))
