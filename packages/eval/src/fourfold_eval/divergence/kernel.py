@@ -7,8 +7,8 @@ known mass, r_P = 1 - P(A) and r_Q = 1 - Q(A), and ::
     KL(P || Q) = sum over A of p log(p / q)  +  r_P log(r_P / r_Q)  +  r_P KL(P's remainder || Q's remainder)
 
 The last term is unknown and not negative. What is reported is the sum of the first two: a lower bound of the KL (by the
-log-sum inequality), short of it by r_P times a divergence inside the remainder. r_P is reported beside it. With the whole
-vocabulary r_P is 0 and the KL is exact, up to the float32 of the server.
+log-sum inequality), short of it by r_P times a divergence inside the remainder. r_P is reported beside it. With the
+whole vocabulary r_P is 0 and the KL is exact, up to the float32 of the server.
 """
 
 from __future__ import annotations
@@ -75,5 +75,6 @@ def _position(baseline: Distributions, candidate: Distributions, t: int) -> tupl
 
 
 def _known(distributions: Distributions, t: int) -> npt.NDArray[np.int32]:
-    row = distributions.ids[t]
-    return row[row != NO_TOKEN]
+    row: npt.NDArray[np.int32] = distributions.ids[t]
+    kept: npt.NDArray[np.int32] = row[row != NO_TOKEN]
+    return kept
