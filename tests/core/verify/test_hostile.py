@@ -14,10 +14,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from fourfold.checkpoint.layouts import COMPRESSED_TENSORS, MODELOPT
+from fourfold.checkpoint.untrusted import read_json
 from fourfold.errors import CheckpointError, ModelError
 from fourfold.verify import verify_checkpoint
 from fourfold.verify.expected import imagine_source
-from fourfold.verify.shards import TensorReader, load_json, read_header
+from fourfold.verify.shards import TensorReader, read_header
 
 from .good_checkpoints import Editable, Variant
 
@@ -81,7 +82,7 @@ def test_a_file_that_shrinks_while_it_is_read(tmp_path: Path, good: Callable[[Va
     path.write_bytes((good(Variant(MODELOPT.name)) / "model.safetensors").read_bytes())
     last = max(read_header(path).tensors, key=lambda tensor: tensor.begin)
     os.truncate(path, last.begin)
-    with TensorReader(tmp_path) as reader, pytest.raises(CheckpointError, match=f"ends inside {last.name}"):
+    with TensorReader(tmp_path, {}) as reader, pytest.raises(CheckpointError, match=f"ends inside {last.name}"):
         reader.read(last)
 
 
@@ -90,7 +91,7 @@ def test_json_that_is_too_large(tmp_path: Path) -> None:
     with path.open("wb") as file:
         file.truncate(2**30)
     with pytest.raises(CheckpointError, match=r"config\.json: 1073741824 bytes of JSON; the limit"):
-        load_json(path)
+        read_json(path)
 
 
 @pytest.mark.parametrize("depth", [33, 400, 900, 100_000])
@@ -114,7 +115,7 @@ def test_a_card_a_licence_and_hidden_files_are_no_fault(editable: Callable[..., 
 def test_a_number_of_many_digits(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"a": ' + "9" * 10_000 + "}", encoding="utf-8")
     with pytest.raises(CheckpointError, match="not valid JSON"):
-        load_json(tmp_path / "config.json")
+        read_json(tmp_path / "config.json")
 
 
 def test_a_shape_too_large_to_read_is_not_read(editable: Callable[..., Editable]) -> None:

@@ -12,7 +12,11 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from fourfold.checkpoint.untrusted import printable
 from fourfold.errors import ConfigError
+
+#: More wrong keys than this are counted, not listed.
+_MAX_TOLD = 100
 
 
 class Config(BaseModel):
@@ -99,13 +103,15 @@ class Recipe(Config):
 
 def describe_validation_error(error: ValidationError, where: str) -> str:
     """One line: every wrong key with its path below ``where`` and what was expected there."""
+    if error.error_count() > _MAX_TOLD:
+        return f"{where or 'the record'}: {error.error_count()} wrong keys; it is something else altogether"
     parts = []
     for item in error.errors():
         path = ".".join([where, *(str(p) for p in item["loc"])]) if where else ".".join(map(str, item["loc"]))
         if item["type"] == "extra_forbidden":
             parts.append(f"{path}: unknown key")
         else:
-            given = "" if item["type"] == "missing" else f" (given: {item['input']!r})"
+            given = "" if item["type"] == "missing" else f" (given: {printable(repr(item['input']))})"
             message = item["msg"].removeprefix("Value error, ").replace("Input should be", "should be")
             parts.append(f"{path}: {message}{given}")
     return "; ".join(parts)

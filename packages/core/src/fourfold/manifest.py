@@ -6,13 +6,14 @@ No times and no paths of the machine that made it: equal work gives an equal man
 from __future__ import annotations
 
 import hashlib
+import os
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, Final, Literal
 
 from pydantic import Field
 
-from fourfold.checkpoint.index import read_json
+from fourfold.checkpoint.untrusted import open_regular, read_json
 from fourfold.config import Config, Recipe
 from fourfold.errors import CheckpointError, ConfigError
 
@@ -102,8 +103,9 @@ class Manifest(Config):
 
 
 def sha256_file(path: Path) -> str:
-    """Hex digest of a file's bytes."""
-    with path.open("rb") as file:
+    """Hex digest of a file's bytes; OSError for what is no regular file."""
+    descriptor, _ = open_regular(path)
+    with os.fdopen(descriptor, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 

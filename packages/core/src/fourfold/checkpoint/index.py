@@ -6,7 +6,6 @@ Only the headers are read when a folder is opened. safetensors itself checks a h
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -15,6 +14,8 @@ from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fourfold.checkpoint.untrusted import name_fault, outside, printable
+from fourfold.checkpoint.untrusted import read_json as read_json
 from fourfold.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -80,14 +81,16 @@ class TensorFolder:
         weight_map = index.get("weight_map") if isinstance(index, dict) else None
         if not isinstance(weight_map, dict) or not weight_map:
             raise CheckpointError(f"{index_path}: no weight_map")
+        for file in weight_map.values():
+            if not isinstance(file, str) or Path(file).name != file or name_fault(file):
+                shown = printable(repr(file))
+                raise CheckpointError(f"{index_path}: shard {shown} is not a file name inside the folder")
         for file in sorted(set(weight_map.values())):
-            if not isinstance(file, str) or Path(file).name != file:
-                raise CheckpointError(f"{index_path}: shard {file!r} is not a file name inside the folder")
             self._read_header(file)
         for name, file in weight_map.items():
             entry = self.tensors.get(name)
             if entry is None or entry.file != file:
-                raise CheckpointError(f"{index_path}: says that {name} is in {file}, which does not hold it")
+                raise CheckpointError(f"{index_path}: says that {printable(name)} is in {file}, which does not hold it")
         unlisted = sorted(self.tensors.keys() - weight_map.keys())
         if unlisted:
             raise CheckpointError(
@@ -98,9 +101,13 @@ class TensorFolder:
     def _read_header(self, file: str) -> None:
         handle = self._handle(file)
         for name in handle.keys():  # noqa: SIM118 - safetensors' handle is no mapping
+            if fault := name_fault(name):
+                raise CheckpointError(f"{self.path / file}: a tensor has {fault}")
             if name in self.tensors:
                 raise CheckpointError(f"{self.path}: tensor {name} stands in both {self.tensors[name].file} and {file}")
             piece = handle.get_slice(name)
+            if piece.get_dtype() not in DTYPE_BYTES:
+                raise CheckpointError(f"{self.path / file}: tensor {name} has the unknown dtype {piece.get_dtype()}")
             self.tensors[name] = TensorEntry(name, piece.get_dtype(), tuple(piece.get_shape()), file)
 
     def _handle(self, file: str) -> Any:
@@ -147,8 +154,16 @@ class TensorFolder:
         return config
 
     def side_files(self) -> tuple[str, ...]:
-        """Names of the files beside the weights and config: tokenizer, template, processor, generation config."""
-        return tuple(sorted(p.name for p in self.path.iterdir() if p.is_file() and is_side_file(p.name)))
+        """Names of the files beside the weights and config: tokenizer, template, processor, generation config.
+
+        :class:`CheckpointError` for one that is a link out of the folder: these files are copied, and it could be any.
+        """
+        names = tuple(sorted(p.name for p in self.path.iterdir() if p.is_file() and is_side_file(p.name)))
+        for name in names:
+            if (target := outside(self.path / name, self.path)) is not None:
+                path = self.path / name
+                raise CheckpointError(f"{path}: is a link out of its folder, to {target}; replace it by the file")
+        return names
 
     def close(self) -> None:
         """Unmap the open shard."""
@@ -158,13 +173,3 @@ class TensorFolder:
 def is_side_file(name: str) -> bool:
     """Whether a file travels unchanged from source to checkpoint: tokenizer, template, processor, generation config."""
     return any(fnmatchcase(name, pattern) for pattern in SIDE_FILES)
-
-
-def read_json(path: Path) -> Any:
-    """Parse a JSON file; :class:`CheckpointError` names the file for whatever is wrong with it."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise CheckpointError(f"{path}: not there") from None
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
-        raise CheckpointError(f"{path}: not valid JSON ({error})") from None

@@ -17,6 +17,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Any, NewType
 
 from fourfold.checkpoint.index import TensorFolder
+from fourfold.checkpoint.untrusted import printable
 from fourfold.errors import ModelError
 
 if TYPE_CHECKING:
@@ -29,9 +30,18 @@ GATE_UP = "experts.gate_up_proj"
 DOWN = "experts.down_proj"
 EXPERT_PROJECTIONS = ("gate_proj", "up_proj", "down_proj")
 
+#: More than any model has; a file that says more would only cost memory.
+MAX_LAYERS, MAX_EXPERTS = 1024, 4096
+
 _LAYER = re.compile(r"^(?P<prefix>model\.(?:language_model\.)?)layers\.(?P<layer>\d+)\.(?P<rest>.+)$")
 _DENSE = re.compile(r"^(?:self_attn\.[qkvo]_proj|mlp\.(?:gate|up|down)_proj)\.weight$")
 _EXPERT = re.compile(r"^(?P<parent>.+\.experts)\.(?P<expert>\d+)\.(?P<projection>gate_proj|up_proj|down_proj)$")
+_ADAPTER = "adapter_config.json"
+#: Numbers of ``text_config`` that names and shapes follow from, and their limits.
+_NUMBERS = {
+    "num_hidden_layers": MAX_LAYERS, "num_experts": MAX_EXPERTS, "top_k_experts": MAX_EXPERTS,
+    "moe_intermediate_size": 2**20, "hidden_size": 2**20,
+}  # fmt: skip
 
 
 class ModuleKind(StrEnum):
@@ -99,7 +109,7 @@ class Gemma4Moe:
 def read_gemma4(source: TensorFolder) -> Gemma4Moe:
     """Read config and index; :class:`ModelError` when this is no unquantized Gemma 4 MoE we know in full."""
     text = _text_config(source)
-    num_layers, num_experts = int(text["num_hidden_layers"]), int(text["num_experts"])
+    num_layers, num_experts = text["num_hidden_layers"], text["num_experts"]
     linears: dict[ModuleName, LinearModule] = {}
     kept: list[str] = []
     strangers: list[str] = []
@@ -124,7 +134,7 @@ def read_gemma4(source: TensorFolder) -> Gemma4Moe:
     return Gemma4Moe(
         num_layers=num_layers,
         num_experts=num_experts,
-        experts_per_token=int(text["top_k_experts"]),
+        experts_per_token=text["top_k_experts"],
         linears={m.name: m for m in ordered},
         kept=tuple(sorted(kept)),
         num_parameters=total,
@@ -136,15 +146,23 @@ def _text_config(source: TensorFolder) -> Mapping[str, Any]:
     config = source.config
     text = config.get("text_config", config)
     if not str(config.get("model_type", "")).startswith("gemma4") or not isinstance(text, Mapping):
-        raise ModelError(f"{source.path}: not a Gemma 4 model (model_type {config.get('model_type')!r})")
+        kind = printable(repr(config.get("model_type")), 80)
+        raise ModelError(f"{source.path}: not a Gemma 4 model (model_type {kind})")
+    if (source.path / _ADAPTER).exists():
+        raise ModelError(f"{source.path}: {_ADAPTER} makes loaders load another model in place of this one; remove it")
     if not text.get("enable_moe_block") or not text.get("num_experts"):
         raise ModelError(f"{source.path}: a dense Gemma 4 model; Fourfold quantizes the mixture-of-experts ones")
     if "quantization_config" in config:
-        method = config["quantization_config"].get("quant_method", "unknown")
+        section = config["quantization_config"]
+        method = section.get("quant_method", "unknown") if isinstance(section, Mapping) else "unknown"
+        method = printable(str(method), 80)
         raise ModelError(f"{source.path}: already quantized ({method}); give the unquantized model")
-    for key in ("num_hidden_layers", "top_k_experts", "moe_intermediate_size", "hidden_size"):
-        if not isinstance(text.get(key), int):
-            raise ModelError(f"{source.path / 'config.json'}: text_config.{key} is missing")
+    for key, limit in _NUMBERS.items():
+        number = text.get(key)
+        if type(number) is not int:
+            raise ModelError(f"{source.path / 'config.json'}: text_config.{key} is missing, or no number")
+        if not 0 < number <= limit:
+            raise ModelError(f"{source.path / 'config.json'}: text_config.{key} is {number}; known are 1 to {limit}")
     return text
 
 
@@ -162,7 +180,7 @@ def _expert_modules(
 def fused_linears(tensor: str, shape: tuple[int, ...]) -> tuple[LinearModule, ...]:
     """The linears that a fused expert tensor holds, in expert order; empty for any other tensor."""
     match = _LAYER.match(tensor)
-    if match is None or match["rest"] not in (GATE_UP, DOWN) or len(shape) != 3:
+    if match is None or match["rest"] not in (GATE_UP, DOWN) or len(shape) != 3 or not 0 < shape[0] <= MAX_EXPERTS:
         return ()
     if match["rest"] == DOWN:
         num_experts, rows, columns = shape

@@ -41,7 +41,7 @@ class Source:
         for file, header in self.folder.shards.items():
             if header.faults:
                 raise CheckpointError(f"{self.path / file}: {header.faults[0]}")
-        self.reader = TensorReader(self.path)
+        self.reader = TensorReader(self.path, self.folder.shards)
 
     def side_files(self) -> tuple[str, ...]:
         """Names of tokenizer, template, processor and generation files."""

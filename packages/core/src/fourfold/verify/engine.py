@@ -64,12 +64,13 @@ class _Pass:
     def run(self) -> VerifyReport:
         checkpoint = self._checkpoint
         self._call(Phase.FOLDER, checkpoint)
-        with TensorReader(checkpoint.path) as reader:
+        with TensorReader(checkpoint.path, checkpoint.folder.shards) as reader:
             try:
                 self._read(reader)
             finally:
                 if checkpoint.source is not None:
                     checkpoint.source.reader.close()
+            reader.require_unchanged()
         self._call(Phase.END, checkpoint)
         looks = [self._looks[rule.id] for rule in sorted(RULES, key=lambda rule: rule.id) if rule.id in self._looks]
         return VerifyReport(

@@ -21,7 +21,7 @@ Shapes = dict[str, tuple[int, ...]]
 #: Tensors under these prefixes are kept as they are and not listed one by one.
 UNLISTED_PREFIXES = ("model.audio_tower.", "model.embed_audio.")
 
-_MAX_LAYERS, _MAX_MATRICES = 1024, 2**20
+_MAX_LAYERS, _MAX_MATRICES = 1024, 2**18
 _TEXT_NORMS = (
     "input_layernorm", "post_attention_layernorm", "pre_feedforward_layernorm", "post_feedforward_layernorm",
     "post_feedforward_layernorm_1", "post_feedforward_layernorm_2", "pre_feedforward_layernorm_2",

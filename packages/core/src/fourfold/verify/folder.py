@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from fourfold.checkpoint.index import INDEX_FILE, SINGLE_FILE
+from fourfold.checkpoint.untrusted import name_fault, outside, read_json
 from fourfold.errors import CheckpointError
-from fourfold.verify.shards import Header, StoredTensor, load_json, read_header
+from fourfold.manifest import sha256_file
+from fourfold.verify.shards import Header, StoredTensor, read_header
 
 
 @dataclass
@@ -16,12 +18,14 @@ class Folder:
     """Files, shards and tensors of a folder. Reading it raises only when it is no folder at all.
 
     ``claims`` is the index's ``weight_map`` (None without an index); ``copies`` are tensors that stand more than
-    once, with both places; ``strays`` are safetensors files that the index does not name; ``escapes`` are index entries
-    that are no plain file name, so that nothing under them was opened.
+    once, with both places; ``strays`` are safetensors files that nothing names; ``escapes`` are index entries
+    that are no plain file name, and ``links`` files that are links out of the folder, with where they lead: neither is
+    ever opened.
     """
 
     path: Path
     files: tuple[str, ...]
+    links: dict[str, Path] = field(default_factory=dict)
     index: dict[str, Any] | None = None
     index_fault: str | None = None
     claims: dict[str, str] | None = None
@@ -31,10 +35,22 @@ class Folder:
     strays: tuple[str, ...] = ()
     escapes: tuple[str, ...] = ()
     absent: tuple[str, ...] = ()
+    _digests: dict[str, str] = field(default_factory=dict)
 
     def json(self, name: str) -> Any:
         """A JSON file of the folder, or None when it is not there; :class:`CheckpointError` when it is broken."""
-        return load_json(self.path / name) if name in self.files else None
+        return read_json(self.path / name) if name in self.files else None
+
+    def sha256(self, name: str) -> str:
+        """Hex digest of a file; the reason in brackets where it cannot be read. Links that leave are not opened."""
+        if name not in self._digests:
+            try:
+                if name in self.links:
+                    raise OSError(None, "a link out of the folder")
+                self._digests[name] = sha256_file(self.path / name)
+            except OSError as error:
+                self._digests[name] = f"({error.strerror})"
+        return self._digests[name]
 
     @property
     def in_file_order(self) -> list[StoredTensor]:
@@ -53,11 +69,12 @@ def read_folder(path: Path) -> Folder:
         files = tuple(sorted(str(name) for name in names if not any(part.startswith(".") for part in name.parts)))
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be listed ({error.strerror})") from None
-    folder = Folder(path, files)
+    leads = {name: outside(path / name, path) for name in files}
+    folder = Folder(path, files, {name: target for name, target in leads.items() if target is not None})
     for file in _shard_names(folder):
         header = read_header(path / file)
         folder.shards[file] = header
-        folder.copies += [(name, file, file) for name in header.duplicates if "." in name]
+        folder.copies += [(name, file, file) for name in header.duplicates]
         for tensor in header.tensors:
             if tensor.name in folder.tensors:
                 folder.copies.append((tensor.name, folder.tensors[tensor.name].file, file))
@@ -68,8 +85,12 @@ def read_folder(path: Path) -> Folder:
 
 def _shard_names(folder: Folder) -> list[str]:
     present = [name for name in folder.files if name.endswith(".safetensors") and "/" not in name]
+    present = [name for name in present if name not in folder.links]
     if INDEX_FILE not in folder.files:
-        return [SINGLE_FILE] if SINGLE_FILE in present else present
+        if SINGLE_FILE not in present:
+            return present
+        folder.strays = tuple(name for name in present if name != SINGLE_FILE)
+        return [SINGLE_FILE]
     try:
         index = folder.json(INDEX_FILE)
     except CheckpointError as error:
@@ -83,10 +104,10 @@ def _shard_names(folder: Folder) -> list[str]:
     named = sorted(set(weight_map.values()))
     folder.escapes = tuple(name for name in named if not _is_plain(name))
     plain = [name for name in named if _is_plain(name)]
-    folder.absent = tuple(name for name in plain if name not in present)
+    folder.absent = tuple(name for name in plain if name not in present and name not in folder.links)
     folder.strays = tuple(name for name in present if name not in plain)
     return [name for name in plain if name in present]
 
 
 def _is_plain(name: str) -> bool:
-    return bool(name) and Path(name).name == name and "\\" not in name and "\0" not in name and name.isprintable()
+    return bool(name) and Path(name).name == name and "\\" not in name and name_fault(name) is None

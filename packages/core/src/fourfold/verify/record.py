@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from fourfold.checkpoint.index import CONFIG_FILE, is_side_file
 from fourfold.config import KVCache
-from fourfold.manifest import MANIFEST_FILE, Fate, Manifest, sha256_file
+from fourfold.manifest import MANIFEST_FILE, Fate, Manifest
 from fourfold.verify.config import stated_scheme, states_fp8_kv
 
 if TYPE_CHECKING:
@@ -47,10 +47,7 @@ def file_hashes(look: Look, checkpoint: Checkpoint) -> None:
                 name, found="absent", expected=f"sha256 {digest[:16]}", message=f"{name} is recorded but not there"
             )
             continue
-        try:
-            found = sha256_file(checkpoint.path / name)
-        except OSError as error:
-            found = f"unreadable ({error.strerror})"
+        found = checkpoint.folder.sha256(name)
         if found != digest:
             look.wrong(
                 name, found=f"sha256 {found[:16]}", expected=f"sha256 {digest[:16]}",
@@ -128,18 +125,18 @@ def fallbacks_named(look: Look, checkpoint: Checkpoint) -> None:
 
 def source_recorded(look: Look, checkpoint: Checkpoint) -> None:
     """Side files, and the given source's config and side files, have the sha256 recorded of the source."""
-    folders = [(checkpoint.path, checkpoint.folder.files, False)]
+    folders = [(checkpoint.folder, False)]
     if checkpoint.source is not None:
-        folders.append((checkpoint.source.path, checkpoint.source.folder.files, True))
+        folders.append((checkpoint.source.folder, True))
     for name, digest in _manifest(checkpoint).source_files.items():
-        for folder, files, is_source in folders:
+        for folder, is_source in folders:
             # Absent side files have rules of their own, and the source's weights are compared by value.
-            if name not in files or not (is_side_file(name) or (is_source and name == CONFIG_FILE)):
+            if name not in folder.files or not (is_side_file(name) or (is_source and name == CONFIG_FILE)):
                 continue
             look.count()
-            found = sha256_file(folder / name)
+            found = folder.sha256(name)
             if found != digest:
                 look.wrong(
-                    name, found=f"sha256 {found[:16]} in {folder.name}", expected=f"sha256 {digest[:16]}",
+                    name, found=f"sha256 {found[:16]} in {folder.path.name}", expected=f"sha256 {digest[:16]}",
                     message=f"{name} is not the file the checkpoint was made from",
                 )  # fmt: skip

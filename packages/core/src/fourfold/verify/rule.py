@@ -7,7 +7,11 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
+from fourfold.checkpoint.untrusted import printable
 from fourfold.verify.report import MAX_LISTED, Finding
+
+#: A message repeats names of the checkpoint; none may fill a screen, or a disk.
+_MAX_MESSAGE = 1000
 
 
 class Phase(StrEnum):
@@ -68,5 +72,11 @@ class Look:
         self.num_findings += 1
         if len(self.findings) < MAX_LISTED:
             self.findings.append(
-                Finding(rule=self.rule, tensor=tensor, found=str(found), expected=str(expected), message=message)
+                Finding(
+                    rule=self.rule,
+                    tensor=printable(tensor),
+                    found=printable(str(found)),
+                    expected=printable(str(expected)),
+                    message=printable(message, _MAX_MESSAGE),
+                )
             )

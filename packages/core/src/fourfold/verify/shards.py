@@ -11,16 +11,16 @@ Source: the safetensors format description.
 
 from __future__ import annotations
 
-import json
 import os
-import stat
 from collections import OrderedDict
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from fourfold.checkpoint.index import DTYPE_BYTES, TensorEntry
+from fourfold.checkpoint.untrusted import MAX_LARGE_JSON_VALUES, name_fault, open_regular, parse_json, printable
 from fourfold.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -28,10 +28,6 @@ if TYPE_CHECKING:
 
 #: The limit of the safetensors library itself.
 MAX_HEADER_BYTES = 100_000_000
-#: Largest JSON file read whole (tokenizers are compared byte by byte instead).
-MAX_JSON_BYTES = 64 * 2**20
-#: A config has four levels, a header three.
-MAX_JSON_DEPTH = 32
 _LENGTH_BYTES = 8
 _MAX_OPEN_FILES = 8
 
@@ -43,10 +39,26 @@ class StoredTensor(TensorEntry):
     begin: int = 0
 
 
+@dataclass(frozen=True)
+class Stamp:
+    """What tells a file from another one put in its place, or from itself after a change."""
+
+    device: int
+    inode: int
+    size: int
+    modified_ns: int
+
+    @classmethod
+    def of(cls, status: os.stat_result) -> Stamp:
+        """From what the system says of an open file."""
+        return cls(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
+
+
 @dataclass
 class Header:
     """What a file's header says, and what is wrong with it. A file with faults may still have readable tensors."""
 
+    stamp: Stamp | None = None
     tensors: list[StoredTensor] = field(default_factory=list)
     metadata: dict[str, str] = field(default_factory=dict)
     faults: list[str] = field(default_factory=list)
@@ -57,11 +69,9 @@ def read_header(path: Path) -> Header:
     """Read and check the header of ``path``; every fault is noted, none raised."""
     header = Header()
     try:
-        status = path.stat()
-        if not stat.S_ISREG(status.st_mode):
-            header.faults.append("is no regular file")
-            return header
-        with path.open("rb") as file:
+        descriptor, status = open_regular(path)
+        with os.fdopen(descriptor, "rb") as file:
+            header.stamp = Stamp.of(status)
             length = int.from_bytes(file.read(_LENGTH_BYTES), "little")
             if status.st_size < _LENGTH_BYTES or length > status.st_size - _LENGTH_BYTES:
                 header.faults.append(f"is {status.st_size} bytes long, its header alone claims {length}")
@@ -78,21 +88,16 @@ def read_header(path: Path) -> Header:
 
 
 def _parse(text: bytes, header: Header, file: str, *, data_bytes: int) -> None:
-    def collect(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        table = dict(pairs)
-        if len(table) != len(pairs):
-            seen: set[str] = set()
-            header.duplicates += [key for key, _ in pairs if key in seen or seen.add(key)]  # type: ignore[func-returns-value]
-        return table
-
     try:
-        table = json.loads(text.decode("utf-8"), object_pairs_hook=collect)
-    except (ValueError, RecursionError) as error:
-        header.faults.append(f"has a header that is no JSON in UTF-8 ({_short(error)})")
+        table, twice = parse_json(text, MAX_LARGE_JSON_VALUES)
+    except ValueError as error:
+        header.faults.append(f"has a header that is no JSON in UTF-8 ({error})")
         return
-    if not isinstance(table, dict) or _is_deep(table):
+    if not isinstance(table, dict):
         header.faults.append("has a header that is no flat JSON object")
         return
+    header.duplicates = [key for key in twice if key in table]
+    header.faults += [f"has the key {printable(key)!r} twice in one entry" for key in twice if key not in table][:1]
     metadata = table.pop("__metadata__", {})
     if isinstance(metadata, dict):
         header.metadata = {str(key): str(value) for key, value in metadata.items()}
@@ -100,6 +105,9 @@ def _parse(text: bytes, header: Header, file: str, *, data_bytes: int) -> None:
         header.faults.append("has a __metadata__ that is no JSON object")
     spans = []
     for name, entry in table.items():
+        if fault := name_fault(name):
+            header.faults.append(f"has {fault}")
+            continue
         checked = _entry(name, entry, data_bytes)
         if isinstance(checked, str):
             header.faults.append(checked)
@@ -149,46 +157,17 @@ def _check_spans(spans: list[tuple[int, int, str]], header: Header, data_bytes: 
 
 
 def _short(value: object) -> str:
-    text = str(value)
-    return text if len(text) <= 120 else f"{text[:120]}..."
-
-
-def load_json(path: Path) -> Any:
-    """Parse a JSON file of bounded size; :class:`CheckpointError` names the file, whatever is wrong with it."""
-    try:
-        status = path.stat()
-        if not stat.S_ISREG(status.st_mode):
-            raise CheckpointError(f"{path}: no regular file")
-        if status.st_size > MAX_JSON_BYTES:
-            raise CheckpointError(f"{path}: {status.st_size} bytes of JSON; the limit is {MAX_JSON_BYTES}")
-        content = json.loads(path.read_bytes().decode("utf-8"))
-    except FileNotFoundError:
-        raise CheckpointError(f"{path}: not there") from None
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read ({error.strerror or error})") from None
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path}: not valid JSON ({_short(error)})") from None
-    if _is_deep(content):
-        raise CheckpointError(f"{path}: JSON nested deeper than {MAX_JSON_DEPTH} levels")
-    return content
-
-
-def _is_deep(value: object) -> bool:
-    """Whether JSON is nested so deep that comparing or printing it could exhaust the stack."""
-    level = [value]
-    for _ in range(MAX_JSON_DEPTH):
-        inner = [item for item in level if isinstance(item, (dict, list))]
-        if not inner:
-            return False
-        level = [v for item in inner for v in (item.values() if isinstance(item, dict) else item)]
-    return True
+    return printable(str(value), 120)
 
 
 class TensorReader:
-    """Reads tensors of one folder by position. A few files stay open; close it, or use it as a context."""
+    """Reads tensors of one folder by position. A few files stay open; close it, or use it as a context.
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
+    A file that is no longer the one whose header was read (``headers``) is a :class:`CheckpointError`.
+    """
+
+    def __init__(self, folder: Path, headers: Mapping[str, Header]) -> None:
+        self._folder, self._headers = folder, headers
         self._files: OrderedDict[str, int] = OrderedDict()
         self.bytes_read = 0
 
@@ -238,9 +217,24 @@ class TensorReader:
         if file not in self._files:
             if len(self._files) >= _MAX_OPEN_FILES:
                 os.close(self._files.popitem(last=False)[1])
-            self._files[file] = os.open(self._folder / file, os.O_RDONLY)
+            descriptor, status = open_regular(self._folder / file)
+            self._files[file] = descriptor
+            self._require_same(file, status)
         self._files.move_to_end(file)
         return self._files[file]
+
+    def require_unchanged(self) -> None:
+        """Raise :class:`CheckpointError` when a file was changed, or exchanged, since its header was read."""
+        for file in self._headers:
+            try:
+                self._require_same(file, (self._folder / file).stat())
+            except OSError as error:
+                raise CheckpointError(f"{self._folder / file}: cannot be read ({error.strerror})") from None
+
+    def _require_same(self, file: str, status: os.stat_result) -> None:
+        stamp = self._headers[file].stamp if file in self._headers else None
+        if stamp is not None and Stamp.of(status) != stamp:
+            raise CheckpointError(f"{self._folder / file}: was changed while it was read; verify it again")
 
 
 def contiguous_part(shape: tuple[int, ...], slices: tuple[int | slice, ...]) -> tuple[int, tuple[int, ...]]:

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from typing import TYPE_CHECKING
 
 from fourfold.checkpoint.index import is_side_file
+from fourfold.checkpoint.untrusted import MAX_LARGE_JSON_VALUES, read_json
 from fourfold.errors import CheckpointError
-from fourfold.manifest import sha256_file
-from fourfold.verify.shards import load_json
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from fourfold.verify.checkpoint import Checkpoint
+    from fourfold.verify.folder import Folder
     from fourfold.verify.rule import Look
 
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json")
@@ -45,7 +46,7 @@ def template_present(look: Look, checkpoint: Checkpoint) -> None:
 
 def _template_inside(folder: Path) -> bool:
     try:
-        content = load_json(folder / "tokenizer_config.json")
+        content = read_json(folder / "tokenizer_config.json")
     except CheckpointError:
         return False
     return isinstance(content, dict) and bool(content.get("chat_template"))
@@ -94,10 +95,11 @@ def side_files_of_source(look: Look, checkpoint: Checkpoint) -> None:
     ours = {name for name in checkpoint.folder.files if is_side_file(name)}
     for name in theirs:
         look.count()
-        if name in ours and not _equal(checkpoint.path / name, checkpoint.source.path / name):
+        linked = name in checkpoint.folder.links  # a finding already, and not opened
+        if name in ours and not linked and not _equal(checkpoint.folder, checkpoint.source.folder, name):
             look.wrong(
-                name, found=f"sha256 {_digest(checkpoint.path / name)[:16]}",
-                expected=f"sha256 {_digest(checkpoint.source.path / name)[:16]}",
+                name, found=f"sha256 {checkpoint.folder.sha256(name)[:16]}",
+                expected=f"sha256 {checkpoint.source.folder.sha256(name)[:16]}",
                 message=f"{name} is not the source's: another version's, or another model's; copy the source's",
             )  # fmt: skip
         known = _TOKENIZERS + _TEMPLATES + _PROCESSORS + (_GENERATION, "tokenizer_config.json")
@@ -112,24 +114,21 @@ def side_files_of_source(look: Look, checkpoint: Checkpoint) -> None:
         )  # fmt: skip
 
 
-def _equal(ours: Path, theirs: Path) -> bool:
+def _equal(ours: Folder, theirs: Folder, name: str) -> bool:
     """Byte for byte; JSON files may differ in spelling and in the version of the library that wrote them."""
-    if _digest(ours) == _digest(theirs):
-        return True
-    if ours.suffix != ".json":
+    if ours.sha256(name) == theirs.sha256(name):
+        return not ours.sha256(name).startswith("(")
+    if not name.endswith(".json"):
         return False
     try:
-        pair = [load_json(path) for path in (ours, theirs)]
+        # One after the other: a large tokenizer takes half a gigabyte once parsed.
+        return _canonical(ours.path / name) == _canonical(theirs.path / name)
     except CheckpointError:
         return False
-    for content in pair:
-        if isinstance(content, dict):
-            content.pop(_FREE_KEY, None)
-    return bool(pair[0] == pair[1])
 
 
-def _digest(path: Path) -> str:
-    try:
-        return sha256_file(path)
-    except OSError as error:
-        return hashlib.sha256(f"unreadable {path.name} {error.errno}".encode()).hexdigest()
+def _canonical(path: Path) -> str:
+    content = read_json(path, max_values=MAX_LARGE_JSON_VALUES)
+    if isinstance(content, dict):
+        content.pop(_FREE_KEY, None)
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
