@@ -53,7 +53,7 @@ class ArtifactWriter:
     """
 
     def __init__(self, folder: Path, job: QuantizeJob, *, max_shard_bytes: int = DEFAULT_SHARD_BYTES) -> None:
-        self._folder, self._job = folder, job
+        self.folder, self._job = folder, job
         self._shards = ShardWriter(folder, max_shard_bytes=max_shard_bytes)
         self._missing = {module.name: module for module in job.targets}
         self._targets = frozenset(self._missing)
@@ -149,7 +149,7 @@ class ArtifactWriter:
         self._shards.finish()
         source = self._job.source
         for name in (CONFIG_FILE, *source.side_files()):
-            shutil.copyfile(source.path / name, self._folder / name)
+            shutil.copyfile(source.path / name, self.folder / name)
         manifest = Manifest.parse(
             {
                 "kind": "artifact",
@@ -162,12 +162,12 @@ class ArtifactWriter:
                 "fallbacks": tuple(f.model_dump() for f in self._fallbacks),
                 "transformed": dict(sorted(self._transformed.items())),
                 "notes": tuple(self._notes),
-                "files": sha256_files(self._folder),
+                "files": sha256_files(self.folder),
                 **facts,
             },
             where="manifest",
         )
-        manifest.write(self._folder)
+        manifest.write(self.folder)
         return manifest
 
     def _copy_kept(self) -> dict[str, TensorFate]:

@@ -161,7 +161,10 @@ class Pipeline:
             seed=plan.config.seed,
         )
 
-        identity = request.identity | {"environment": environment_sha256(plan.quantizer.environment)}
+        identity = request.identity | {
+            "environment": environment_sha256(plan.quantizer.environment),
+            "quantizer": {"name": plan.quantizer.name, "options": plan.quantizer_options.recorded()},
+        }
         log = self._store.log("quantize", identity)
 
         def work(folder: Path) -> None:

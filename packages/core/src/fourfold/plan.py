@@ -12,7 +12,7 @@ from pydantic import Field
 from fourfold.calibration.spec import CalibrationSpec
 from fourfold.checkpoint.atomic import require_free, require_space
 from fourfold.checkpoint.index import TensorFolder
-from fourfold.config import Config, KVCache, Recipe, Scheme
+from fourfold.config import Config, Recipe
 from fourfold.errors import ConfigError, DeviceError
 from fourfold.interfaces.quantizer import QuantizerOptions
 from fourfold.manifest import Component
@@ -89,7 +89,7 @@ def plan_quantize(config: QuantizeConfig, registry: Registry) -> QuantizePlan:
     source = TensorFolder(model_path)
     gemma = read_gemma4(source)
     targets = resolve_targets(gemma, config.recipe)
-    needs_tokens = config.recipe.scheme is Scheme.W4A4 or config.recipe.kv_cache is KVCache.FP8 or options.needs_tokens
+    needs_tokens = options.reads_tokens(config.recipe)
     if needs_tokens:
         _check_calibration(config.calibration, source)
     return QuantizePlan(

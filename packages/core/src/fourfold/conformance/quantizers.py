@@ -231,8 +231,7 @@ def _quantize(subject: Subject, folder: Path, run: _Run) -> Artifact:
 
 
 def _needs_tokens(options: object, recipe: Recipe) -> bool:
-    own = isinstance(options, QuantizerOptions) and options.needs_tokens
-    return own or recipe.scheme is Scheme.W4A4 or recipe.kv_cache is KVCache.FP8
+    return isinstance(options, QuantizerOptions) and options.reads_tokens(recipe)
 
 
 def _targets(subject: Subject, targets: str) -> list[LinearModule]:

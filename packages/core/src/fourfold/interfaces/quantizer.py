@@ -34,7 +34,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from fourfold.config import Options, Recipe
+from fourfold.config import KVCache, Options, Recipe, Scheme
 
 if TYPE_CHECKING:
     from fourfold.artifact import ArtifactWriter
@@ -64,6 +64,14 @@ class QuantizerOptions(Options):
     def needs_tokens(self) -> bool:
         """Whether the algorithm reads calibration tokens even where the scheme does not (W4A16)."""
         return False
+
+    def reads_tokens(self, recipe: Recipe) -> bool:
+        """Whether calibration tokens are read at all under ``recipe``."""
+        return self.needs_tokens or recipe.scheme is Scheme.W4A4 or recipe.kv_cache is KVCache.FP8
+
+    def recorded(self) -> dict[str, Any]:
+        """The options that decide the result, as the manifest records them: no paths of this machine."""
+        return self.model_dump(mode="json")
 
 
 OptionsT = TypeVar("OptionsT", bound=QuantizerOptions)

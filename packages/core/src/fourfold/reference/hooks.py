@@ -28,7 +28,7 @@ def fourfold_register_quantizers() -> Sequence[QuantizerEntry]:
     return [
         QuantizerEntry(
             name="reference",
-            summary="the built-in codec: weights alone (W4A16), streamed, no model loaded",
+            summary="the built-in engine: grouped calibration, layers streamed, batched rounding",
             implementation="fourfold.reference.quantizer:ReferenceQuantizer",
             options=ReferenceQuantizerOptions,
             unfusers=("reference",),

@@ -1,79 +1,154 @@
-"""The built-in quantizer: weights alone, a batch of scale groups at a time; no model is loaded.
+"""The built-in quantizer, on :mod:`fourfold.engine`: no toolchain, no un-fusing.
 
-Scales come from the largest absolute value of a scale group, in ModelOpt's order of operations
-(:class:`fourfold.nvfp4.BlockScalePolicy`), so the result is bit-equal to ModelOpt's ``max``. Resident memory is
-bounded by a shard, whatever the model's size.
+Where activations are read, calibration comes first, resident, streamed or by several processes; where they are not,
+no model is loaded and weights go through in pieces.
 """
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterator
+from contextlib import closing
 from itertools import groupby
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fourfold.errors import QuantizationError
+from fourfold.errors import ConfigError
 from fourfold.interfaces.quantizer import QuantizeJob, Quantizer
-from fourfold.nvfp4 import BlockScalePolicy, NVFP4Weight, global_scale_from_amax, quantize
 from fourfold.reference.options import ReferenceQuantizerOptions
 
 if TYPE_CHECKING:
+    import torch
+
     from fourfold.artifact import ArtifactWriter
-    from fourfold.checkpoint.index import TensorFolder
+    from fourfold.engine.calibrate import Calibration, ObservedLayer
+    from fourfold.engine.pack import Packer
+    from fourfold.engine.reader import TensorReader
+    from fourfold.engine.work import PackedLayer, WorkFolder
     from fourfold.models.gemma4 import LinearModule
     from fourfold.progress import Progress
 
-_POLICY = BlockScalePolicy.MODELOPT
-#: Weights rounded at once: 16 M take about 0.5 GiB of float32 work space.
-_BATCH_WEIGHTS = 2**24
+_GIB = 2**30
 
 
 class ReferenceQuantizer(Quantizer[ReferenceQuantizerOptions]):
-    """Scheme W4A16 with algorithm ``max``."""
+    """Both schemes, every algorithm of its options."""
 
     def quantize(self, job: QuantizeJob, artifact: ArtifactWriter, progress: Progress) -> None:
         """See :class:`fourfold.interfaces.quantizer.Quantizer`."""
+        from fourfold.engine.reader import TensorReader
+
+        self.options.check(job.recipe, job.device)
+        if getattr(job.unfuser.options, "calibrate_all_experts", False):
+            raise ConfigError(
+                "quantizer 'reference' calibrates on routed tokens, without un-fusing: leave out "
+                "--unfuser-option calibrate_all_experts=true, or use --quantizer modelopt"
+            )
+        with closing(TensorReader(job.source)) as reader:
+            if not self.options.reads_tokens(job.recipe):
+                self._weights_only(job, reader, artifact, progress)
+            elif self.options.stream:
+                self._streamed(job, reader, artifact, progress)
+            else:
+                for layer in self._observed(job, reader, progress):
+                    self._packed(job, layer).give(artifact)
+
+    def _weights_only(
+        self, job: QuantizeJob, reader: TensorReader, artifact: ArtifactWriter, progress: Progress
+    ) -> None:
+        """Module after module as they are read; memory is bounded by a batch of matrices and a shard."""
+        from fourfold.engine.scales import read_input_scales
+
+        folder = self.options.input_scales
+        scales = read_input_scales(Path(folder), job.targets) if folder else {}
         progress.begin("quantize weights", total=len(job.targets), unit="module")
-        for batch in _batches(job.targets):
-            for module, weight in _quantize(batch, job.source):
-                artifact.add_weight(module, weight, input_global_scale=None)
-                progress.advance(1)
+        for _, targets in groupby(job.targets, key=lambda module: module.layer):
+            for module, weight in self._packer(job).pack(targets, reader.module):
+                artifact.add_weight(module, weight, scales.get(module.name))
+                progress.advance()
+
+    def _observed(self, job: QuantizeJob, reader: TensorReader, progress: Progress) -> Iterator[ObservedLayer]:
+        from fourfold.engine.calibrate import ObservedLayer
+        from fourfold.engine.distributed import calibrate_in_processes, processes_for
+
+        if (processes := processes_for(self.options.processes, job.device)) > 1:
+            observed = calibrate_in_processes(job, self._attention(job), processes, progress)
+            for index, observations in enumerate(observed):
+                yield ObservedLayer(index, observations, reader.module)
+        else:
+            yield from self._calibration(job, reader, progress).resident()
+
+    def _streamed(self, job: QuantizeJob, reader: TensorReader, artifact: ArtifactWriter, progress: Progress) -> None:
+        from fourfold.engine.hidden import HiddenStates
+        from fourfold.engine.work import PackedLayer, WorkFolder, identity_of
+
+        if self.options.work is None:
+            with tempfile.TemporaryDirectory(prefix="hidden-", dir=artifact.folder.parent) as spill:
+                states = HiddenStates(Path(spill), int(self.options.host_memory_gib * _GIB))
+                for layer in self._calibration(job, reader, progress).streamed(states):
+                    self._packed(job, layer).give(artifact)
+            return
+        work = WorkFolder(Path(self.options.work), identity_of(job, self.options.recorded()))
+        self._go_on(job, reader, work, progress)
+        for index in range(job.gemma.num_layers):
+            PackedLayer.load(work.layer(index), index, _targets(job, index)).give(artifact)
+        work.remove()
+
+    def _go_on(self, job: QuantizeJob, reader: TensorReader, work: WorkFolder, progress: Progress) -> None:
+        """Run and save the layers that ``work`` lacks."""
+        from fourfold.engine.hidden import HiddenStates
+
+        first = work.num_finished
+        if first == job.gemma.num_layers:
+            return
+        states = HiddenStates(work.hidden, 0, layer=first if first else -1)
+        calibration = self._calibration(job, reader, progress)
+        if first:
+            progress.note(f"{work.path}: going on at layer {first}")
+            calibration.expect(states)
+        for layer in calibration.streamed(states, first):
+            self._packed(job, layer).save(work.layer(layer.index))
+
+    def _packed(self, job: QuantizeJob, layer: ObservedLayer) -> PackedLayer:
+        from fourfold.engine.scales import input_scales, weight_fallbacks
+        from fourfold.engine.work import PackedLayer
+
+        targets = _targets(job, layer.index)
+        per_layer = self.options.expert_inputs == "layer"
+        scales, fallbacks = input_scales(targets, layer.observations, job.recipe, per_layer=per_layer)
+        fallbacks += weight_fallbacks(targets, layer.observations, self.options.algorithm)
+        result = PackedLayer(layer.index, tokens_E=layer.observations.tokens_E, fallbacks=fallbacks)
+        for module, weight in self._packer(job).pack(targets, layer.read, layer.observations):
+            result.weights.append((module, weight, scales.get(module.name)))
+        return result
+
+    def _packer(self, job: QuantizeJob) -> Packer:
+        from fourfold.engine.pack import Packer
+
+        return Packer(algorithm=self.options.algorithm, device=_device(job), damping=self.options.gptq_damping)
+
+    def _calibration(self, job: QuantizeJob, reader: TensorReader, progress: Progress) -> Calibration:
+        from fourfold.engine.calibrate import Calibration
+        from fourfold.engine.distributed import batches_of
+        from fourfold.engine.model import LayerwiseModel
+        from fourfold.engine.moments import MomentKind
+
+        kinds = {"local-hessian": MomentKind.BLOCKS, "gptq": MomentKind.FULL}
+        model = LayerwiseModel(job.model_path, reader, tuple(job.source.tensors), job.device, self._attention(job))
+        batches = batches_of(job.tokens, job.batch_size)
+        return Calibration(model, job.gemma, batches, progress, kinds.get(self.options.algorithm))
+
+    def _attention(self, job: QuantizeJob) -> str:
+        if self.options.attention != "auto":
+            return self.options.attention
+        return "eager" if job.device == "cpu" else "sdpa"
 
 
-def _batches(targets: tuple[LinearModule, ...]) -> Iterator[list[tuple[LinearModule, ...]]]:
-    """Scale groups of one layer whose members have equal shapes, as many as a batch may hold."""
-    by_group = sorted(targets, key=lambda module: (module.layer, module.scale_group))
-    groups = [tuple(members) for _, members in groupby(by_group, key=lambda module: module.scale_group)]
-    batch: list[tuple[LinearModule, ...]] = []
-    # Sorting by shape as well brings a layer's experts together; it is stable, so layers stay in order.
-    for group in sorted(groups, key=_signature):
-        numel = sum(module.numel for module in group)
-        if batch and (_signature(group) != _signature(batch[0]) or (len(batch) + 1) * numel > _BATCH_WEIGHTS):
-            yield batch
-            batch = []
-        batch.append(group)
-    yield batch
+def _targets(job: QuantizeJob, layer: int) -> tuple[LinearModule, ...]:
+    return tuple(module for module in job.targets if module.layer == layer)
 
 
-def _signature(group: tuple[LinearModule, ...]) -> tuple[int, tuple[tuple[int, int], ...]]:
-    return group[0].layer, tuple(module.shape for module in group)
-
-
-def _quantize(
-    batch: list[tuple[LinearModule, ...]], source: TensorFolder
-) -> Iterator[tuple[LinearModule, NVFP4Weight]]:
-    """Every member of every group, its group's global scale shared."""
+def _device(job: QuantizeJob) -> torch.device:
     import torch
 
-    positions = tuple(zip(*batch, strict=True))
-    weights = [torch.stack([module.read(source) for module in modules]) for modules in positions]
-    amaxes = torch.stack([weight.abs().amax(dim=(-2, -1)).float() for weight in weights])
-    try:
-        global_scales = global_scale_from_amax(amaxes.amax(dim=0), _POLICY)
-    except ValueError as error:
-        worst = int(amaxes.amax(dim=0).argmin())
-        raise QuantizationError(f"{batch[worst][0].name}: {error}") from None
-    for modules, weight in zip(positions, weights, strict=True):
-        stacked = quantize(weight, global_scale=global_scales, policy=_POLICY)
-        parts = (stacked.packed_weight, stacked.block_scale, stacked.global_scale)
-        for module, part in zip(modules, zip(*parts, strict=True), strict=True):
-            yield module, NVFP4Weight(*part)
+    return torch.device("cuda" if job.device == "auto" else job.device)

@@ -54,7 +54,7 @@ def run_quantize(request: QuantizeRequest, registry: Registry, progress: Progres
         {
             "source_files": request.source_files,
             "unfuser": {"name": unfuser_entry.name, "options": unfuser_options.model_dump(mode="json")},
-            "quantizer": {"name": quantizer_entry.name, "options": quantizer_options.model_dump(mode="json")},
+            "quantizer": {"name": quantizer_entry.name, "options": quantizer_options.recorded()},
             "calibration": _calibration_record(tokens),
             "packages": package_versions(),
         }

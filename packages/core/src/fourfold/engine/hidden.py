@@ -1,0 +1,159 @@
+"""Hidden states of all batches between two layers: in host memory as far as it goes, then on disk.
+
+What is read belongs to the current layer, what is written to the next, until :meth:`HiddenStates.advance`. On disk the
+two stand in folders of their own, so a run that ends in the middle of a layer finds that layer's inputs whole.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Self
+
+import torch
+
+from fourfold.engine.reader import host_bytes
+from fourfold.errors import OutputError
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+#: Results on their way to the host at once; each holds one batch on the device.
+_IN_FLIGHT = 2
+
+
+class HiddenStates:
+    """``folder`` takes what ``memory_bytes`` do not hold; with 0, everything. ``layer`` is the one that reads first;
+    -1 where nothing is there to read yet.
+    """
+
+    def __init__(self, folder: Path, memory_bytes: int, layer: int = -1) -> None:
+        self._folder, self._layer = folder, layer
+        self._room = memory_bytes
+        self._memory: dict[int, torch.Tensor] = {}
+        self._shapes: dict[int, tuple[tuple[int, ...], torch.dtype]] = {}
+
+    def _path(self, layer: int, batch: int) -> Path:
+        return self._folder / f"layer-{layer:03d}" / f"{batch:06d}.bin"
+
+    @property
+    def spilled_bytes(self) -> int:
+        """Bytes on disk now."""
+        return sum(path.stat().st_size for path in self._folder.rglob("*.bin"))
+
+    def expect(self, batch: int, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+        """Say what stands on disk already, in a run that goes on."""
+        self._shapes[batch] = shape, dtype
+
+    def read(self, batch: int) -> torch.Tensor:
+        """A batch's states, on the CPU."""
+        if batch in self._memory:
+            return self._memory[batch]
+        shape, dtype = self._shapes[batch]
+        states = torch.empty(shape, dtype=dtype)
+        with self._path(self._layer, batch).open("rb", buffering=0) as file:
+            view, done = host_bytes(states), 0
+            while done < len(view):
+                done += file.readinto(view[done:]) or 0
+        return states
+
+    def write(self, batch: int, states: torch.Tensor) -> None:
+        """A batch's states [B, T, H] after the current layer, on the CPU.
+
+        Raises :class:`OutputError` for a full disk; what the layer wrote is removed, what it reads stays.
+        """
+        self._shapes[batch] = tuple(states.shape), states.dtype
+        if batch in self._memory or states.nbytes <= self._room:
+            self._room -= 0 if batch in self._memory else states.nbytes
+            self._memory[batch] = states
+            return
+        path = self._path(self._layer + 1, batch)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with path.open("wb", buffering=0) as file:
+                view, done = host_bytes(states.contiguous()), 0
+                while done < len(view):
+                    done += file.write(view[done:])
+        except OSError as error:
+            shutil.rmtree(path.parent, ignore_errors=True)
+            if error.errno not in _FULL:
+                raise
+            raise OutputError(
+                f"{self._folder}: the disk for hidden states is full in layer {self._layer}, batch {batch}; free some "
+                "of it, or name a folder elsewhere with --option work=DIR; a run with that option goes on at this layer"
+            ) from None
+
+    def sync(self) -> None:
+        """Force what was written to disk."""
+        for path in sorted(self._path(self._layer + 1, 0).parent.glob("*.bin")):
+            descriptor = os.open(path, os.O_RDONLY)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+
+    def advance(self) -> None:
+        """What was written is what will be read; the layer's inputs go."""
+        shutil.rmtree(self._path(self._layer, 0).parent, ignore_errors=True)
+        self._layer += 1
+
+
+class Lane:
+    """Brings batches to the device ahead of the computation, and results back behind it, in two threads."""
+
+    def __init__(self, states: HiddenStates, device: torch.device) -> None:
+        self._states, self._device = states, device
+        self._reader, self._writer = ThreadPoolExecutor(1), ThreadPoolExecutor(1)
+        self._writing: list[Future[None]] = []
+        self._streams = [torch.cuda.Stream(device) for _ in range(2)] if device.type == "cuda" else []  # type: ignore[no-untyped-call]
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._reader.shutdown(cancel_futures=True)
+        self._writer.shutdown(cancel_futures=True)
+
+    def batches(self, number: int) -> Iterator[tuple[int, torch.Tensor]]:
+        """Every batch of the current layer, on the device."""
+        coming = self._reader.submit(self._fetch, 0)
+        for batch in range(number):
+            states = coming.result()
+            if batch + 1 < number:
+                coming = self._reader.submit(self._fetch, batch + 1)
+            if self._streams:
+                states.record_stream(torch.cuda.current_stream(self._device))
+            yield batch, states
+
+    def _fetch(self, batch: int) -> torch.Tensor:
+        states = self._states.read(batch)
+        if not self._streams:
+            return states
+        with torch.cuda.stream(self._streams[0]):
+            moved = states.to(self._device)
+        self._streams[0].synchronize()
+        return moved
+
+    def put(self, batch: int, states: torch.Tensor) -> None:
+        """A result; it is on its way when this returns."""
+        ready = None
+        if self._streams:
+            ready = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            ready.record(torch.cuda.current_stream(self._device))
+        while len(self._writing) >= _IN_FLIGHT:
+            self._writing.pop(0).result()
+        self._writing.append(self._writer.submit(self._store, batch, states, ready))
+
+    def _store(self, batch: int, states: torch.Tensor, ready: torch.cuda.Event | None) -> None:
+        if ready is not None:
+            ready.synchronize()
+            with torch.cuda.stream(self._streams[1]):
+                states = states.to("cpu")
+        self._states.write(batch, states)
+
+    def finish(self) -> None:
+        """Wait until every result is stored; the first error among them is raised."""
+        while self._writing:
+            self._writing.pop(0).result()

@@ -1,0 +1,98 @@
+"""Reading tensors of a checkpoint by position, from any thread, into memory of their own.
+
+:class:`fourfold.checkpoint.index.TensorFolder` maps a shard; what was touched of it stays resident, and one shard
+may hold the whole model. Here exactly the bytes asked for are read, so resident memory is what the caller holds.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from math import prod
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from fourfold.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from fourfold.checkpoint.index import TensorFolder
+    from fourfold.models.gemma4 import LinearModule
+
+_DTYPES = {
+    "BOOL": torch.bool, "U8": torch.uint8, "I8": torch.int8, "F8_E4M3": torch.float8_e4m3fn, "I16": torch.int16,
+    "F16": torch.float16, "BF16": torch.bfloat16, "I32": torch.int32, "F32": torch.float32, "F64": torch.float64,
+    "I64": torch.int64,
+}  # fmt: skip
+#: Bytes asked of the kernel at once; it gives no more than 2 GiB.
+_PIECE = 2**30
+
+
+class TensorReader:
+    """The tensors of ``source``, read with positioned reads; safe to share between threads."""
+
+    def __init__(self, source: TensorFolder) -> None:
+        self._source = source
+        self._begin: dict[str, int] = {}
+        self._files: dict[str, int] = {}
+        for file in sorted({entry.file for entry in source.tensors.values()}):
+            self._files[file] = os.open(source.path / file, os.O_RDONLY)
+            self._read_header(file)
+
+    def _read_header(self, file: str) -> None:
+        descriptor = self._files[file]
+        length = int.from_bytes(os.pread(descriptor, 8, 0), "little")
+        header: dict[str, Any] = json.loads(os.pread(descriptor, length, 8))
+        for name, entry in header.items():
+            if name != "__metadata__":
+                self._begin[name] = 8 + length + entry["data_offsets"][0]
+
+    def read(self, name: str, slices: tuple[int | slice, ...] = ()) -> torch.Tensor:
+        """The tensor, or a contiguous part: an index, or a range, along its first axes. On the CPU, as stored."""
+        entry = self._source.entry(name)
+        dtype = _DTYPES.get(entry.dtype)
+        if dtype is None:
+            raise CheckpointError(
+                f"{self._source.path / entry.file}: {name} has dtype {entry.dtype}, which is not read"
+            )
+        first, shape = _contiguous_part(entry.shape, slices)
+        buffer = torch.empty(prod(shape) * dtype.itemsize, dtype=torch.uint8)
+        self._fill(buffer, entry.file, self._begin[name] + first * dtype.itemsize)
+        return buffer.view(dtype).reshape(shape)
+
+    def module(self, module: LinearModule) -> torch.Tensor:
+        """A linear's weight [O, K]."""
+        return self.read(module.tensor, module.slices)
+
+    def _fill(self, buffer: torch.Tensor, file: str, position: int) -> None:
+        view = host_bytes(buffer)
+        done = 0
+        while done < len(view):
+            got = os.preadv(self._files[file], [view[done : done + _PIECE]], position + done)
+            if got == 0:
+                raise CheckpointError(f"{self._source.path / file}: shorter than its header says")
+            done += got
+
+    def close(self) -> None:
+        """Close the shards."""
+        for descriptor in self._files.values():
+            os.close(descriptor)
+        self._files = {}
+
+
+def _contiguous_part(shape: tuple[int, ...], slices: tuple[int | slice, ...]) -> tuple[int, tuple[int, ...]]:
+    """First element and shape of a part given by indices and, as the last, a range."""
+    first = 0
+    for axis, part in enumerate(slices):
+        inner = prod(shape[axis + 1 :])
+        if isinstance(part, slice):
+            start, stop, _ = part.indices(shape[axis])
+            return first + start * inner, (stop - start, *shape[axis + 1 :])
+        first += part * inner
+    return first, shape[len(slices) :]
+
+
+def host_bytes(tensor: torch.Tensor) -> memoryview:
+    """The bytes of a contiguous tensor on the CPU, writable, in place."""
+    array: Any = tensor.view(torch.uint8).numpy()
+    return memoryview(array).cast("B")
