@@ -115,3 +115,17 @@ def describe_validation_error(error: ValidationError, where: str) -> str:
             message = item["msg"].removeprefix("Value error, ").replace("Input should be", "should be")
             parts.append(f"{path}: {message}{given}")
     return "; ".join(parts)
+
+
+def parse_pairs(pairs: list[str]) -> dict[str, object]:
+    """``KEY=VALUE`` options; a value is JSON where it parses as such (numbers, true, false) and text otherwise."""
+    parsed: dict[str, object] = {}
+    for pair in pairs:
+        key, separator, value = pair.partition("=")
+        if not separator or not key:
+            raise ConfigError(f"option {pair!r} is not of the form KEY=VALUE")
+        try:
+            parsed[key] = json.loads(value)
+        except json.JSONDecodeError:
+            parsed[key] = value
+    return parsed

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -165,17 +164,3 @@ def default_calibration(model: str) -> dict[str, object]:
     if model == "demo":
         return {"source": "demo", "samples": 64, "sequence_length": 256, "batch_size": 16}
     return {}
-
-
-def parse_pairs(pairs: list[str]) -> dict[str, object]:
-    """``KEY=VALUE`` options; a value is JSON where it parses as such (numbers, true, false) and text otherwise."""
-    parsed: dict[str, object] = {}
-    for pair in pairs:
-        key, separator, value = pair.partition("=")
-        if not separator or not key:
-            raise ConfigError(f"option {pair!r} is not of the form KEY=VALUE")
-        try:
-            parsed[key] = json.loads(value)
-        except json.JSONDecodeError:
-            parsed[key] = value
-    return parsed

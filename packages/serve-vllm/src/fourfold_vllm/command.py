@@ -153,6 +153,7 @@ def describe(launch: Launch, options: VllmOptions, program: tuple[str, ...]) -> 
         command=(*program, *launch.arguments),
         environment=launch.environment,
         reasons=tuple(reasons),
+        context_tokens=next(int(f.value) for f in launch.flags if f.name == "--max-model-len" and f.value),
         # The container holds no Fourfold, so neither the emulation nor, on CPUs, anything that computes NVFP4.
         docker=_docker(launch, options) if launch.machine.sm is not None and options.emulation != "on" else (),
         first_node=("ray", "start", "--head", "--port=6379") if several else (),

@@ -13,8 +13,10 @@ from math import ceil
 from pathlib import Path
 from typing import Any
 
-from fourfold.checkpoint.index import CONFIG_FILE, TensorFolder, read_json
+from fourfold.checkpoint.index import CONFIG_FILE
+from fourfold.checkpoint.untrusted import read_json
 from fourfold.errors import CheckpointError
+from fourfold_vllm.shards import stored_bytes
 
 #: Tokens a KV block holds; vLLM's default on CUDA.
 _BLOCK_TOKENS = 16
@@ -71,8 +73,10 @@ def read_facts(checkpoint: Path) -> CheckpointFacts:
     config_path = checkpoint / CONFIG_FILE
     if not config_path.is_file():
         raise CheckpointError(f"{checkpoint}: not a checkpoint, it has no {CONFIG_FILE}")
-    source = TensorFolder(checkpoint)
-    config = source.config
+    config = read_json(config_path)
+    if not isinstance(config, dict):
+        raise CheckpointError(f"{config_path}: not a JSON object")
+    stored = stored_bytes(checkpoint)
     architecture = (config.get("architectures") or ["unknown"])[0]
     if architecture not in _ARCHITECTURES:
         raise CheckpointError(f"{config_path}: architecture {architecture}; known: {', '.join(_ARCHITECTURES)}")
@@ -87,8 +91,8 @@ def read_facts(checkpoint: Path) -> CheckpointFacts:
             is_nvfp4=mixed or "NVFP4" in algorithm or "nvfp4" in str(quantization.get("format", "")),
             weight_only=_weight_only(quantization, algorithm),
             states_fp8_kv=bool(quantization.get("kv_cache_scheme") or quantization.get("kv_cache_quant_algo")),
-            weight_bytes=sum(entry.nbytes for entry in source),
-            decoded_bytes=sum(entry.nbytes * (4 if entry.dtype == "U8" else 1) for entry in source),
+            weight_bytes=sum(stored.values()),
+            decoded_bytes=sum(count * (4 if dtype == "U8" else 1) for dtype, count in stored.items()),
             kv_layers=_kv_layers(text),
             max_positions=int(text["max_position_embeddings"]),
             num_heads=int(text["num_attention_heads"]),

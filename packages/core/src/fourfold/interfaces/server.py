@@ -48,8 +48,8 @@ OptionsT = TypeVar("OptionsT", bound=Options)
 @dataclass(frozen=True, kw_only=True)
 class Endpoint:
     """Where to ask: base ``url`` of the OpenAI API (it ends in ``/v1``), the served ``model`` name, and whether we own
-    the process. Of an owned one, ``pid`` is the head of its process group and ``log`` its output. ``root`` is the model's
-    folder or hub id, where the server says it.
+    the process. Of an owned one, ``pid`` is the head of its process group and ``log`` its output. ``root`` is the
+    model's folder or hub id, where the server says it.
     """
 
     url: str
@@ -68,21 +68,24 @@ class Reason(Config):
 
 
 class ServePlan(Config):
-    """What a server would run, decided before anything is loaded. ``docker`` is the same in the maker's container;
-    ``other_nodes`` are the commands to give on each further machine, in order, before ``command`` on the first.
+    """What a server would run, decided before anything is loaded; ``context_tokens`` is the longest it will take.
+
+    ``docker`` is the same in the maker's container, empty where there is none. On several machines, ``first_node`` is
+    to be given on the first of them, then ``other_nodes`` on each other, then ``command`` on the first.
     """
 
     command: tuple[str, ...]
     environment: dict[str, str] = Field(default_factory=dict)
     reasons: tuple[Reason, ...]
+    context_tokens: int | None = None
     docker: tuple[str, ...] = ()
     first_node: tuple[str, ...] = ()
     other_nodes: tuple[str, ...] = ()
 
 
 class Load(Config):
-    """Requests to measure with: random prompts of ``input_tokens`` each answered with exactly ``output_tokens``, at most
-    ``streams`` at a time. Loads of different seeds share no prompt.
+    """Requests to measure with: random prompts of ``input_tokens`` each answered with exactly ``output_tokens``, at
+    most ``streams`` at a time. Loads of different seeds share no prompt.
     """
 
     input_tokens: int = Field(ge=1)

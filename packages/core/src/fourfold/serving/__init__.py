@@ -1,0 +1,1 @@
+"""Served models, whatever serves them: attaching, owning a server for a while, asking it a few questions."""
