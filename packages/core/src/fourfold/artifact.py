@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING
 
 from fourfold.checkpoint.index import CONFIG_FILE, TensorFolder
 from fourfold.checkpoint.layouts import CANONICAL, ENCODE_SUFFIXES
+from fourfold.checkpoint.stored import FileRanges
 from fourfold.checkpoint.stream import DEFAULT_SHARD_BYTES, ShardWriter
 from fourfold.config import KVCache, Scheme
 from fourfold.errors import CheckpointError, QuantizationError
@@ -175,12 +176,13 @@ class ArtifactWriter:
         source = self._job.source
         quantized = {m.tensor for m in self._job.targets}
         fates: dict[str, TensorFate] = {}
+        ranges = FileRanges(source)
         for entry in source:
             if entry.name in quantized:
                 fates[entry.name] = TensorFate(fate=Fate.QUANTIZED)
             else:
                 fates[entry.name] = TensorFate(fate=Fate.KEPT)
-                self._shards.add(entry.name, source.read(entry.name))
+                self._shards.add_stored(entry.name, ranges.of(entry.name))
         for module in self._job.gemma.linears.values():
             # One expert of a fused tensor left out: its matrices are stored un-fused, in BF16.
             if module.tensor in quantized and module.name not in self._targets:

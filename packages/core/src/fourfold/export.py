@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from fourfold.artifact import ENCODE_SCALES, Artifact
 from fourfold.checkpoint.layouts import CANONICAL, Layout
+from fourfold.checkpoint.stored import FileRanges
 from fourfold.checkpoint.stream import DEFAULT_SHARD_BYTES, ShardWriter
 
 if TYPE_CHECKING:
@@ -35,18 +36,19 @@ def write_checkpoint(
     tensors = artifact.tensors
     progress.begin(f"export {layout.name}", total=sum(e.nbytes for e in tensors), unit="B")
     shards = ShardWriter(destination, max_shard_bytes=max_shard_bytes)
+    ranges = FileRanges(tensors)
     modules = frozenset(artifact.manifest.quantized_modules)
     for entry in tensors:
         module, _, suffix = entry.name.rpartition(".")
-        tensor = tensors.read(entry.name)
         if module in modules and suffix in CANONICAL.suffixes:
-            shards.add(f"{module}.{getattr(layout, suffix)}", _stored(artifact, layout, module, suffix, tensor))
+            shards.add(f"{module}.{getattr(layout, suffix)}", _stored(artifact, layout, module, suffix))
         elif module in modules and suffix in ENCODE_SCALES.values():
             pass  # read beside its scale, by a layout that stores divisors
         elif suffix in layout.kv_scales:
-            shards.add(f"{module}.{layout.kv_scales[suffix]}", tensor.reshape(layout.scalar_shape))
+            scale = tensors.read(entry.name).reshape(layout.scalar_shape)
+            shards.add(f"{module}.{layout.kv_scales[suffix]}", scale)
         else:
-            shards.add(entry.name, tensor)
+            shards.add_stored(entry.name, ranges.of(entry.name))
         progress.advance(entry.nbytes)
     shards.finish()
     for name, content in json_files.items():
@@ -56,8 +58,9 @@ def write_checkpoint(
         shutil.copyfile(artifact.path / name, destination / name)
 
 
-def _stored(artifact: Artifact, layout: Layout, module: str, suffix: str, tensor: torch.Tensor) -> torch.Tensor:
+def _stored(artifact: Artifact, layout: Layout, module: str, suffix: str) -> torch.Tensor:
     """The tensor as ``layout`` stores it; a recorded divisor is preferred to the reciprocal of its scale."""
+    tensor = artifact.tensors.read(f"{module}.{suffix}")
     if suffix not in ENCODE_SCALES:
         return tensor
     divisor = f"{module}.{ENCODE_SCALES[suffix]}"

@@ -7,11 +7,10 @@ known, and the caller renames the folder (:func:`fourfold.checkpoint.atomic.repl
 from __future__ import annotations
 
 import json
-import os
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from fourfold.checkpoint.stored import InMemory, Stored, nbytes, write_file
 from fourfold.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -31,7 +30,7 @@ class ShardWriter:
     def __init__(self, folder: Path, *, max_shard_bytes: int = DEFAULT_SHARD_BYTES) -> None:
         self._folder = folder
         self._max_shard_bytes = max_shard_bytes
-        self._pending: dict[str, torch.Tensor] = {}
+        self._pending: dict[str, Stored] = {}
         self._pending_bytes = 0
         self._shards: list[tuple[Path, tuple[str, ...]]] = []
         self._names: set[str] = set()
@@ -39,27 +38,24 @@ class ShardWriter:
 
     def add(self, name: str, tensor: torch.Tensor) -> None:
         """Queue one tensor; :class:`CheckpointError` when the name was given before."""
+        # A view would keep its whole storage alive until the shard is written.
+        self.add_stored(name, InMemory(tensor.detach().cpu().contiguous().clone()))
+
+    def add_stored(self, name: str, stored: Stored) -> None:
+        """Queue a tensor that is read when its shard is written; it may be larger than memory."""
         if name in self._names:
             raise CheckpointError(f"tensor {name} is written twice")
-        if self._pending and self._pending_bytes + tensor.nbytes > self._max_shard_bytes:
+        size = nbytes(stored)
+        if self._pending and self._pending_bytes + size > self._max_shard_bytes:
             self._flush()
         self._names.add(name)
-        # A view would keep its whole storage alive until the shard is written.
-        self._pending[name] = tensor.detach().cpu().contiguous().clone()
-        self._pending_bytes += tensor.nbytes
-        self.total_bytes += tensor.nbytes
+        self._pending[name] = stored
+        self._pending_bytes += size
+        self.total_bytes += size
 
     def _flush(self) -> None:
-        from safetensors import SafetensorError
-        from safetensors.torch import save_file
-
         path = self._folder / f"shard-{len(self._shards) + 1:05d}.partial"
-        try:
-            save_file(self._pending, path, metadata={"format": "pt"})
-        except SafetensorError as error:
-            raise _as_os_error(error, path) from error
-        # safetensors makes its files private; a checkpoint is as readable as its other files.
-        path.chmod(0o644)
+        write_file(path, self._pending)
         self._shards.append((path, tuple(self._pending)))
         self._pending, self._pending_bytes = {}, 0
 
@@ -81,9 +77,3 @@ class ShardWriter:
         text = json.dumps(index, indent=2, sort_keys=True) + "\n"
         (self._folder / "model.safetensors.index.json").write_text(text, encoding="utf-8")
         return tuple(files)
-
-
-def _as_os_error(error: Exception, path: Path) -> Exception:
-    """The operating system's own error (a full disk, a lost permission), which safetensors wraps in text."""
-    match = re.search(r"os error (\d+)", str(error))
-    return OSError(int(match[1]), os.strerror(int(match[1])), str(path)) if match else error

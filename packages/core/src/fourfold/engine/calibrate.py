@@ -138,8 +138,8 @@ class Calibration:
         return observer
 
     def _call(self, index: int, states: torch.Tensor, batch: Batch) -> torch.Tensor:
-        result: torch.Tensor = self._model.layers[index](states, None, **self._model.layer_arguments(batch, index))
-        return result
+        arguments = self._model.layer_arguments(batch, index)
+        return self._model.layers[index](states, None, **arguments)  # type: ignore[no-any-return]
 
     def _observer(self, index: int) -> LayerObserver:
         marker = f"layers.{index}."

@@ -22,11 +22,11 @@ import torch
 from torch import distributed
 
 from fourfold.calibration import TokenSet
+from fourfold.checkpoint.reader import TensorReader
 from fourfold.config import Config
 from fourfold.engine.calibrate import Calibration
 from fourfold.engine.model import LayerwiseModel
 from fourfold.engine.observations import LayerObservations
-from fourfold.engine.reader import TensorReader
 from fourfold.errors import FourfoldError, QuantizationError, StageError
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ from typing import Self
 
 import torch
 
-from fourfold.engine.reader import host_bytes
+from fourfold.checkpoint.reader import host_bytes
 from fourfold.errors import OutputError
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)

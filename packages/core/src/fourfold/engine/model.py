@@ -23,7 +23,7 @@ from fourfold.models.gemma4 import layer_of
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from fourfold.engine.reader import TensorReader
+    from fourfold.checkpoint.reader import TensorReader
 
 #: Where media enter; a batch of text needs none of it.
 _MEDIA = ("vision_tower", "embed_vision", "audio_tower", "embed_audio")

@@ -21,9 +21,9 @@ if TYPE_CHECKING:
     import torch
 
     from fourfold.artifact import ArtifactWriter
+    from fourfold.checkpoint.reader import TensorReader
     from fourfold.engine.calibrate import Calibration, ObservedLayer
     from fourfold.engine.pack import Packer
-    from fourfold.engine.reader import TensorReader
     from fourfold.engine.work import PackedLayer, WorkFolder
     from fourfold.models.gemma4 import LinearModule
     from fourfold.progress import Progress
@@ -36,7 +36,7 @@ class ReferenceQuantizer(Quantizer[ReferenceQuantizerOptions]):
 
     def quantize(self, job: QuantizeJob, artifact: ArtifactWriter, progress: Progress) -> None:
         """See :class:`fourfold.interfaces.quantizer.Quantizer`."""
-        from fourfold.engine.reader import TensorReader
+        from fourfold.checkpoint.reader import TensorReader
 
         self.options.check(job.recipe, job.device)
         if getattr(job.unfuser.options, "calibrate_all_experts", False):

@@ -6,13 +6,13 @@ may hold the whole model. Here exactly the bytes asked for are read, so resident
 
 from __future__ import annotations
 
-import json
 import os
 from math import prod
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from fourfold.checkpoint.stored import data_begins
 from fourfold.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -22,8 +22,10 @@ if TYPE_CHECKING:
 _DTYPES = {
     "BOOL": torch.bool, "U8": torch.uint8, "I8": torch.int8, "F8_E4M3": torch.float8_e4m3fn, "I16": torch.int16,
     "F16": torch.float16, "BF16": torch.bfloat16, "I32": torch.int32, "F32": torch.float32, "F64": torch.float64,
-    "I64": torch.int64,
+    "I64": torch.int64, "F8_E5M2": torch.float8_e5m2, "F8_E8M0": torch.float8_e8m0fnu, "U16": torch.uint16,
+    "U32": torch.uint32, "U64": torch.uint64,
 }  # fmt: skip
+_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 #: Bytes asked of the kernel at once; it gives no more than 2 GiB.
 _PIECE = 2**30
 
@@ -37,15 +39,7 @@ class TensorReader:
         self._files: dict[str, int] = {}
         for file in sorted({entry.file for entry in source.tensors.values()}):
             self._files[file] = os.open(source.path / file, os.O_RDONLY)
-            self._read_header(file)
-
-    def _read_header(self, file: str) -> None:
-        descriptor = self._files[file]
-        length = int.from_bytes(os.pread(descriptor, 8, 0), "little")
-        header: dict[str, Any] = json.loads(os.pread(descriptor, length, 8))
-        for name, entry in header.items():
-            if name != "__metadata__":
-                self._begin[name] = 8 + length + entry["data_offsets"][0]
+            self._begin |= data_begins(source.path / file)
 
     def read(self, name: str, slices: tuple[int | slice, ...] = ()) -> torch.Tensor:
         """The tensor, or a contiguous part: an index, or a range, along its first axes. On the CPU, as stored."""
@@ -92,7 +86,12 @@ def _contiguous_part(shape: tuple[int, ...], slices: tuple[int | slice, ...]) ->
     return first, shape[len(slices) :]
 
 
+def dtype_name(dtype: torch.dtype) -> str:
+    """The safetensors name of a dtype."""
+    return _NAMES[dtype]
+
+
 def host_bytes(tensor: torch.Tensor) -> memoryview:
     """The bytes of a contiguous tensor on the CPU, writable, in place."""
-    array: Any = tensor.view(torch.uint8).numpy()
+    array: Any = tensor.reshape(-1).view(torch.uint8).numpy()
     return memoryview(array).cast("B")
