@@ -9,13 +9,18 @@ from pathlib import Path
 
 import pytest
 
+import fourfold_eval.hooks
 import fourfold_llmcompressor.hooks
 import fourfold_modelopt.hooks
+import fourfold_vllm.hooks
 from fourfold.conformance.model import make_model
 from fourfold.plugins import Registry, build_plugin_manager
 from fourfold.progress import NoProgress
 from fourfold.study import LocalExecutor, Study, StudyResults, plan_study, run_study
 from fourfold.study.spec import parse_study
+
+#: What the workspace installs; another plugin on this machine decides nothing here.
+MEMBERS = (fourfold_modelopt.hooks, fourfold_llmcompressor.hooks, fourfold_vllm.hooks, fourfold_eval.hooks)
 
 MakeStudy = Callable[..., Study]
 
@@ -40,7 +45,7 @@ class Notes(NoProgress):
 
 @pytest.fixture(scope="session")
 def registry() -> Registry:
-    return Registry(build_plugin_manager([fourfold_modelopt.hooks, fourfold_llmcompressor.hooks]))
+    return Registry(build_plugin_manager(MEMBERS))
 
 
 @pytest.fixture(scope="session")
@@ -63,7 +68,7 @@ def finished(model: Path, registry: Registry, tmp_path_factory: pytest.TempPathF
     head = f'name = "a-study"\nsummary = "for a test"\nmodel = "{model}"\n'
     output = tmp_path_factory.mktemp("finished") / "output"
     plan = plan_study(parse_study(tomllib.loads(head + BOTH)), registry)
-    run_study(plan, LocalExecutor(registry), output, NoProgress())
+    run_study(plan, registry, LocalExecutor(registry), output, NoProgress())
     return output
 
 
@@ -77,7 +82,7 @@ def again(model: Path, registry: Registry, make_study: MakeStudy) -> Callable[..
     def run(output: Path, text: str = BOTH) -> tuple[StudyResults, list[str]]:
         notes = Notes()
         plan = plan_study(make_study(text, model=model), registry)
-        return run_study(plan, LocalExecutor(registry), output, notes), notes.texts
+        return run_study(plan, registry, LocalExecutor(registry), output, notes), notes.texts
 
     return run
 

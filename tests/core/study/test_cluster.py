@@ -36,7 +36,8 @@ batch_size = 2
 def cluster() -> Iterator[object]:
     from ray.cluster_utils import Cluster
 
-    os.environ["RAY_ENABLE_UV_RUN_RUNTIME_ENV"] = "0"
+    # Ray's workers give way to everything else by default, which on a busy machine takes minutes.
+    os.environ |= {"RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0", "RAY_worker_niceness": "0"}
     node = {"num_cpus": 1, "memory": 4 * 1024**3, "object_store_memory": 100 * 1024**2}
     # A head that runs nothing, as on a real cluster, so that either worker may be lost.
     cluster = Cluster(initialize_head=True, head_node_args=node | {"num_cpus": 0})
@@ -54,7 +55,7 @@ def test_a_node_is_lost_midway_and_the_results_are_those_of_one_machine(
     cluster, registry, make_study: MakeStudy, tmp_path: Path
 ):
     plan = plan_study(make_study(TWO_STAGES), registry)
-    local = run_study(plan, LocalExecutor(registry), tmp_path / "local", NoProgress())
+    local = run_study(plan, registry, LocalExecutor(registry), tmp_path / "local", NoProgress())
     assert local.ok
 
     output = tmp_path / "shared"
@@ -72,7 +73,7 @@ def test_a_node_is_lost_midway_and_the_results_are_those_of_one_machine(
     with RayExecutor(cluster.address, output) as executor:
         thread = threading.Thread(target=lose_the_node_that_quantizes)
         thread.start()
-        results = run_study(plan, executor, output, NoProgress())
+        results = run_study(plan, registry, executor, output, NoProgress())
         thread.join()
     assert lost, "no two quantize stages ran at once"
     assert not any(name.startswith("quantize-") and not name.endswith((".log", ".json")) for name in lost[0])
@@ -90,9 +91,9 @@ def test_what_the_cluster_cannot_hold_is_refused_before_any_work(
     with RayExecutor(cluster.address, output) as executor:
         message = r"no node holds 'quantize reference-max.*' \(1 CPUs, 3 GPUs, .* GB\); change it with --needs quantize"
         with pytest.raises(ConfigError, match=message):
-            run_study(plan, executor, output, NoProgress(), needs=parse_needs(["quantize.gpus=3"]))
+            run_study(plan, registry, executor, output, NoProgress(), needs=parse_needs(["quantize.gpus=3"]))
         assert not (output / "checkpoints").exists()
-        results = run_study(plan, executor, output, NoProgress())
+        results = run_study(plan, registry, executor, output, NoProgress())
     assert (results.ok, [cell.name for cell in results.cells]) == (True, [CELLS[0]])
 
 

@@ -6,8 +6,6 @@ from pathlib import Path
 
 import pytest
 
-import fourfold_llmcompressor.hooks
-import fourfold_modelopt.hooks
 from fourfold.errors import CheckpointError, ConfigError, OutputError
 from fourfold.hookspecs import hookimpl
 from fourfold.interfaces.exporter import Exporter
@@ -16,7 +14,7 @@ from fourfold.progress import NoProgress
 from fourfold.study import LocalExecutor, plan_study, run_study, study_tables
 from fourfold.study.run import LOCK_FILE
 
-from .conftest import BOTH, CELLS, MakeStudy, Notes, read
+from .conftest import BOTH, CELLS, MEMBERS, MakeStudy, Notes, read
 
 
 class Failing(Exporter):
@@ -46,7 +44,7 @@ class Faulty:
 
 @pytest.fixture
 def faulty() -> Registry:
-    registry = Registry(build_plugin_manager([fourfold_modelopt.hooks, fourfold_llmcompressor.hooks, Faulty]))
+    registry = Registry(build_plugin_manager([*MEMBERS, Faulty]))
     load = registry.load
 
     def local(role, name):
@@ -118,7 +116,7 @@ def test_a_changed_model_runs_every_cell_again(finished: Path, copy: Path, model
 def test_one_failure_is_recorded_and_the_others_go_on(faulty: Registry, model: Path, make_study, tmp_path: Path):
     text = '[recipe]\nscheme = "W4A16"\n[matrix]\nquantizers = ["reference"]\n'
     study = make_study(text + 'layouts = ["failing", "crashing", "modelopt"]\n', model=model)
-    results = run_study(plan_study(study, faulty), LocalExecutor(faulty), tmp_path / "out", NoProgress())
+    results = run_study(plan_study(study, faulty), faulty, LocalExecutor(faulty), tmp_path / "out", NoProgress())
     failing, crashing, done = results.cells
     assert (failing.status, failing.error_type) == ("failed", "CheckpointError")
     assert failing.error == "this layout has no words for it"
@@ -132,7 +130,7 @@ def test_one_failure_is_recorded_and_the_others_go_on(faulty: Registry, model: P
     assert rows[1][3] == "failed: RuntimeError: RuntimeError: a plugin's own fault"
     # the same call tries the failed ones again, and only those
     notes = Notes()
-    run_study(plan_study(study, faulty), LocalExecutor(faulty), tmp_path / "out", notes)
+    run_study(plan_study(study, faulty), faulty, LocalExecutor(faulty), tmp_path / "out", notes)
     assert [note for note in notes.texts if note.endswith("kept")] == [f"{done.name}: complete, kept"]
 
 
@@ -140,7 +138,7 @@ def test_an_interruption_ends_the_run_and_keeps_what_is_done(faulty: Registry, m
     text = '[recipe]\nscheme = "W4A16"\n[matrix]\nquantizers = ["reference"]\n'
     study = make_study(text + 'layouts = ["modelopt", "interrupted", "failing"]\n', model=model)
     with pytest.raises(KeyboardInterrupt):
-        run_study(plan_study(study, faulty), LocalExecutor(faulty), tmp_path / "out", NoProgress())
+        run_study(plan_study(study, faulty), faulty, LocalExecutor(faulty), tmp_path / "out", NoProgress())
     results = read(tmp_path / "out")
     assert [cell.status for cell in results.cells] == ["done"]
     assert not results.complete
@@ -174,9 +172,11 @@ def test_two_runs_at_once_are_refused(copy: Path, again):
     ("text", "message"),
     [
         (BOTH + "[calibration]\nsamples = 1\n", None),
-        (BOTH.replace("W4A16", "W4A4"), r"reference-max\.default\.modelopt, .*: quantizer 'reference' reads no"),
         (BOTH.replace("scheme", 'exclude = ["*.nothing"]\nscheme'), r"pattern '\*\.nothing' matches no module"),
-        ('device = "cuda:99"\n' + BOTH, r"quantizer 'reference' runs on the CPU"),
+        (
+            'device = "cuda:99"\n' + BOTH,
+            r"reference-max\.default\.modelopt, .*: device 'cuda:99': no CUDA GPU is visible",
+        ),
         (
             '[calibration]\nsequence_length = 4096\n[matrix]\nquantizers = ["modelopt"]\nlayouts = ["modelopt"]\n',
             r"sequence_length: 4096 is longer than the model's 256 positions",

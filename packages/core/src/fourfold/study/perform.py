@@ -7,11 +7,13 @@ import traceback
 from pathlib import Path
 
 from fourfold.errors import CheckpointError, FourfoldError
+from fourfold.evaluate.run import evaluate
 from fourfold.manifest import MANIFEST_FILE, Manifest, sha256_file
 from fourfold.pipeline import Pipeline, QuantizeResult
 from fourfold.plan import plan_quantize
 from fourfold.plugins import Registry
 from fourfold.progress import Progress
+from fourfold.study.evaluation import clear_unless, evaluation_identity
 from fourfold.study.jobs import Job, JobKind, Outcome
 from fourfold.study.pairs import is_equal_to_artifact
 from fourfold.study.results import CellResult, count_rare_experts
@@ -35,6 +37,9 @@ def failed_before(job: Job, cause: Outcome) -> Outcome:
 
 
 def _perform(job: Job, registry: Registry, progress: Progress) -> Outcome:
+    if job.evaluation is not None:
+        clear_unless(job.evaluation.output, evaluation_identity(job.evaluation, registry, job.source_files))
+        return Outcome(job=job.name, record=evaluate(job.evaluation, registry, progress))
     output = Path(job.output)
     folder = output / "checkpoints" / job.cell
     pipeline = Pipeline(

@@ -14,6 +14,7 @@ from fourfold.plan import QuantizeConfig, QuantizePlan, plan_quantize, plan_quan
 from fourfold.plugins import Environment, Registry, Role
 from fourfold.progress import Progress
 from fourfold.study.cells import Cell, expand
+from fourfold.study.evaluation import check_evaluation
 from fourfold.study.spec import Study
 
 
@@ -37,6 +38,7 @@ def check_study(study: Study, registry: Registry) -> tuple[Cell, ...]:
     Raises one :class:`ConfigError` with all that is wrong, each line naming its cells.
     """
     cells, problems = expand(study, registry)
+    problems += _catch(lambda: check_evaluation(study, registry))
     _refuse(study, problems, [(cell.name, text) for cell in cells for text in _wrong(cell.config, registry)])
     return cells
 

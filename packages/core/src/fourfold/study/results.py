@@ -12,6 +12,7 @@ from fourfold.errors import CheckpointError, ConfigError, OutputError
 from fourfold.manifest import Manifest
 from fourfold.pipeline import StageTime
 from fourfold.plan import QuantizeConfig
+from fourfold.results import EvalRecord
 from fourfold.study.spec import Study
 
 SCHEMA_VERSION: Final = 1
@@ -68,6 +69,21 @@ class CellResult(Config):
         return sum(stage.seconds for stage in self.stages if not stage.reused)
 
 
+class EvaluationResult(Config):
+    """What a cell, or the baseline, came to once it was served; a failed one has ``error`` and no record.
+
+    ``identity`` is the hash of all that decided it; ``folder`` holds every response, relative to the study's output.
+    """
+
+    name: str
+    status: Literal["done", "failed"]
+    identity: str | None
+    folder: str
+    record: EvalRecord | None = None
+    error_type: str | None = None
+    error: str | None = None
+
+
 class Share(Config):
     """Tensors equal to the byte, and single elements that are not."""
 
@@ -108,6 +124,7 @@ class StudyResults(Config):
     ok: bool = False
     cells: tuple[CellResult, ...] = ()
     pairs: tuple[PairResult, ...] = ()
+    evaluations: tuple[EvaluationResult, ...] = ()
 
     def write(self, folder: Path) -> None:
         """Replace ``results.json`` in one step."""

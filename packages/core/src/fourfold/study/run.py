@@ -1,12 +1,13 @@
 """Running a planned study: its jobs through an executor, finished cells kept, failures recorded.
 
-The output folder holds ``results.json``, ``checkpoints/CELL`` and ``stages/``. It belongs to one study, by hash.
+The output folder holds ``results.json``, ``checkpoints/CELL``, ``evaluations/CELL`` and ``stages/``. It belongs to one
+study, by hash.
 """
 
 from __future__ import annotations
 
 import fcntl
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -14,21 +15,31 @@ from fourfold.environments import environment_sha256
 from fourfold.errors import CheckpointError, OutputError
 from fourfold.manifest import MANIFEST_FILE, Manifest, sha256_file, sha256_files
 from fourfold.pipeline import StageTime, hash_source
+from fourfold.plugins import Registry
 from fourfold.progress import Progress
 from fourfold.stages.quantize import package_versions
 from fourfold.study.cells import Cell
+from fourfold.study.evaluation import (
+    BASELINE,
+    EVALUATIONS_FOLDER,
+    baseline_config,
+    cell_config,
+    evaluation_identity,
+)
 from fourfold.study.executors import Executor
 from fourfold.study.identity import cell_identity
-from fourfold.study.jobs import Job, JobKind, Outcome, plan_jobs
+from fourfold.study.jobs import Job, JobKind, Outcome
 from fourfold.study.pairs import compare_pairs
 from fourfold.study.plan import StudyPlan, prepare
-from fourfold.study.results import CellResult, StudyResults, read_results
+from fourfold.study.results import CellResult, EvaluationResult, StudyResults, read_results
+from fourfold.study.schedule import Schedule
 
 LOCK_FILE = ".lock"
 
 
 def run_study(
     plan: StudyPlan,
+    registry: Registry,
     executor: Executor,
     output: Path,
     progress: Progress,
@@ -48,7 +59,7 @@ def run_study(
         raise OutputError(f"{output}: holds the study {earlier.study.name!r} as another file says it; choose another")
     output.mkdir(parents=True, exist_ok=True)
     with _alone_in(output):
-        return _Run(plan, output, progress, earlier).run(executor, needs or {})
+        return _Run(plan, registry, output, progress, earlier).run(executor, needs or {})
 
 
 @contextmanager
@@ -62,10 +73,15 @@ def _alone_in(output: Path) -> Iterator[None]:
 
 
 class _Run:
-    def __init__(self, plan: StudyPlan, output: Path, progress: Progress, earlier: StudyResults | None) -> None:
-        self._plan, self._output, self._progress = plan, output, progress
+    def __init__(
+        self, plan: StudyPlan, registry: Registry, output: Path, progress: Progress, earlier: StudyResults | None
+    ) -> None:
+        self._plan, self._registry, self._output, self._progress = plan, registry, output, progress
         self._source_files = hash_source(plan.model_path, progress)
         self._earlier = {cell.name: cell for cell in earlier.cells} if earlier else {}
+        self._before = earlier.evaluations if earlier else ()
+        self._cells: dict[str, CellResult] = {}
+        self._evaluations: dict[str, EvaluationResult] = {}
         self._results = StudyResults(
             study=plan.study,
             study_sha256=plan.study.sha256(),
@@ -76,50 +92,83 @@ class _Run:
 
     def run(self, executor: Executor, needs: Mapping[str, Mapping[str, float]]) -> StudyResults:
         cells = self._plan.cells
-        done = {cell.name: self._earlier[cell.name] for cell in cells if self._is_complete(cell)}
-        for name in done:
-            self._progress.note(f"{name}: complete, kept")
-        todo = [cell for cell in cells if cell.name not in done]
-        self._save(cells=tuple(done.values()))
+        self._cells = {cell.name: self._earlier[cell.name] for cell in cells if self._is_complete(cell)}
+        self._note_kept(self._cells)
+        todo = [cell for cell in cells if cell.name not in self._cells]
+        schedule = Schedule(self._plan, self._output, self._source_files, self._identity, needs)
+        schedule.run_cells(todo)
+        self._schedule_evaluations(schedule, {cell.name for cell in todo})
+        self._save()
         prepare(self._plan, todo, self._output, self._progress)
-        jobs = plan_jobs(todo, self._plan.plans, self._job, needs)
-        for result in self._results_of(jobs, executor):
-            done[result.name] = result
-            self._save(cells=tuple(done[c.name] for c in cells if c.name in done))
+        self._perform(schedule.jobs, executor)
         if self._plan.study.compare:
             self._compare()
-        self._save(complete=True, ok=all(cell.ok for cell in self._results.cells))
+        evaluated = all(evaluation.status == "done" for evaluation in self._results.evaluations)
+        self._save(complete=True, ok=evaluated and all(cell.ok for cell in self._results.cells))
         return self._results
 
-    def _job(self, cell: Cell, **what: object) -> Job:
-        return Job.model_validate(
-            {
-                "cell": cell.name,
-                "identity": self._identity(cell),
-                "config": cell.config,
-                "output": str(self._output.absolute()),
-                "source_files": self._source_files,
-                "compare": self._plan.study.compare,
-                **what,
-            }
-        )
+    def _schedule_evaluations(self, schedule: Schedule, running: set[str]) -> None:
+        """Every evaluation that does not stand as an earlier run ended it; those of cells that run are asked again for
+        what they miss.
+        """
+        if self._plan.study.evaluate is None:
+            return
+        earlier = {evaluation.name: evaluation for evaluation in self._before}
+        names = (BASELINE, *(cell.name for cell in self._plan.cells))
+        for name in names:
+            found = earlier.get(name)
+            if name not in running and found and found.status == "done" and found.identity == self._asked(name):
+                self._evaluations[name] = found
+        self._note_kept([f"{JobKind.EVALUATE} {name}" for name in self._evaluations])
+        missing = [cell for cell in self._plan.cells if cell.name not in self._evaluations]
+        schedule.evaluate(missing, baseline=BASELINE not in self._evaluations)
 
-    def _results_of(self, jobs: tuple[Job, ...], executor: Executor) -> Iterator[CellResult]:
-        """Cells as they end. Each gets the times of the stages that were run for it and no cell before it."""
+    def _asked(self, name: str) -> str:
+        study, output = self._plan.study, self._output
+        config = (
+            baseline_config(study, self._plan.model_path, output)
+            if name == BASELINE
+            else cell_config(study, name, output)
+        )
+        return evaluation_identity(config, self._registry, self._source_files)
+
+    def _note_kept(self, names: Iterable[str]) -> None:
+        for name in names:
+            self._progress.note(f"{name}: complete, kept")
+
+    def _perform(self, jobs: tuple[Job, ...], executor: Executor) -> None:
+        """Record every cell and evaluation as it ends. A cell gets the times of the stages that ran for it, and for no
+        cell before it.
+        """
         by_name = {job.name: job for job in jobs}
         unclaimed: dict[str, tuple[StageTime, ...]] = {}
         for outcome in executor.run(jobs, self._progress):
             job = by_name[outcome.job]
-            if job.kind is not JobKind.CELL:
-                earlier = [unclaimed.pop(name, ()) for name in job.after]
-                unclaimed[job.name] = _times([*sum(earlier, ()), *outcome.stages])
-                continue
-            result = outcome.result or self._failure(job, outcome)
-            ran = unclaimed.pop(job.after[0], ())
-            yield result.model_copy(update={"stages": _times([*ran, *result.stages])})
+            if not outcome.ok:
+                self._progress.note(f"{job.name} failed: {(outcome.error or '').strip().splitlines()[-1]}")
+            if job.kind is JobKind.EVALUATE:
+                self._evaluations[job.cell] = self._evaluated(job, outcome)
+            else:
+                ran = [stage for name in job.after for stage in unclaimed.pop(name, ())]
+                unclaimed[job.name] = _times([*ran, *outcome.stages])
+            if job.kind is JobKind.CELL:
+                result = outcome.result or self._failure(job, outcome)
+                times = _times([*unclaimed.pop(job.name), *result.stages])
+                self._cells[job.cell] = result.model_copy(update={"stages": times})
+            self._save()
+
+    def _evaluated(self, job: Job, outcome: Outcome) -> EvaluationResult:
+        return EvaluationResult(
+            name=job.cell,
+            status="done" if outcome.ok else "failed",
+            identity=self._asked(job.cell) if outcome.ok else None,
+            folder=f"{EVALUATIONS_FOLDER}/{job.cell}",
+            record=outcome.record,
+            error_type=outcome.error_type,
+            error=outcome.error,
+        )
 
     def _failure(self, job: Job, outcome: Outcome) -> CellResult:
-        self._progress.note(f"{job.cell} failed: {(outcome.error or '').strip().splitlines()[-1]}")
         return CellResult(
             name=job.cell,
             status="failed",
@@ -130,7 +179,10 @@ class _Run:
         )
 
     def _save(self, **changes: object) -> None:
-        self._results = self._results.model_copy(update=changes)
+        cells = tuple(self._cells[c.name] for c in self._plan.cells if c.name in self._cells)
+        names = (BASELINE, *(cell.name for cell in self._plan.cells))
+        evaluations = tuple(self._evaluations[name] for name in names if name in self._evaluations)
+        self._results = self._results.model_copy(update={"cells": cells, "evaluations": evaluations, **changes})
         self._results.write(self._output)
 
     def _identity(self, cell: Cell) -> str:

@@ -6,7 +6,7 @@ import tomllib
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field, PositiveInt, model_validator
 
 from fourfold.calibration.spec import CalibrationSpec
 from fourfold.config import Config, Recipe
@@ -17,7 +17,7 @@ from fourfold.plan import default_calibration
 OWN = "own"
 _NAME = r"^[a-z0-9][a-z0-9._-]*$"
 #: Tables that would mean "all defaults" when empty; leaving them out says so.
-_TABLES = ("calibration", "recipe", "matrix")
+_TABLES = ("calibration", "recipe", "matrix", "evaluate")
 
 
 def _from_name(value: Any) -> Any:
@@ -87,6 +87,39 @@ class CellSpec(Config):
     recipe: dict[str, Any] = Field(default_factory=dict)
 
 
+class TaskChoice(Config):
+    """One task of the evaluation, as ``fourfold eval --tasks`` names it; ``limit`` None asks every prompt."""
+
+    name: str
+    limit: PositiveInt | None = None
+    options: dict[str, Any] = Field(default_factory=dict)
+
+
+AnyTask = Annotated[TaskChoice, BeforeValidator(_from_name)]
+
+
+class Evaluation(Config):
+    """What every cell is asked once it is served, and the unquantized model before all of them.
+
+    ``server`` None is this machine's. ``repeats`` asks every prompt so often of each model; two or more of the
+    unquantized model show the noise floor.
+    """
+
+    tasks: tuple[AnyTask, ...] = Field(min_length=1)
+    server: str | None = None
+    server_options: dict[str, Any] = Field(default_factory=dict)
+    repeats: PositiveInt = 1
+    concurrency: PositiveInt = 16
+    data: str | None = None
+
+    @model_validator(mode="after")
+    def _names_each_task_once(self) -> Evaluation:
+        names = [task.name for task in self.tasks]
+        if len(set(names)) != len(names):
+            raise ValueError("tasks: one is named twice")
+        return self
+
+
 class Study(Config):
     """A study file. Paths in it are relative to the working directory, as on the command line."""
 
@@ -101,6 +134,7 @@ class Study(Config):
     recipe: Recipe = Recipe()
     matrix: Matrix | None = None
     cells: tuple[CellSpec, ...] = ()
+    evaluate: Evaluation | None = None
 
     @model_validator(mode="after")
     def _has_cells(self) -> Study:

@@ -2,19 +2,33 @@
 
 from __future__ import annotations
 
-from fourfold.compare import Table
-from fourfold.study.results import CellResult, PairResult, Share, StudyResults
+from fourfold.evaluate.tables import comparison_rows
+from fourfold.page import Table
+from fourfold.study.results import CellResult, EvaluationResult, PairResult, Share, StudyResults
 
 _CELLS = ("cell", "bytes", "factor", "verified", "as quantized", "rare experts", "seconds")
+_KEPT = ("cell", "metric", "baseline", "model", "retained", "p", "verdict")
 _PAIRS = ("pair", "packed weights equal", "codes differing", "block scales equal", "explained", "causes")
 
 
 def study_tables(results: StudyResults) -> tuple[Table, ...]:
-    """One table of cells; one of pairs where there are any."""
-    cells = Table(results.study.name, _CELLS, tuple(_cell_row(cell) for cell in results.cells))
-    if not results.pairs:
-        return (cells,)
-    return cells, Table("different quantizers compared", _PAIRS, tuple(_pair_row(pair) for pair in results.pairs))
+    """One table of cells; one of pairs and one of what each cell kept of the unquantized model, where there are any."""
+    tables = [Table(results.study.name, _CELLS, tuple(_cell_row(cell) for cell in results.cells))]
+    if results.pairs:
+        rows = tuple(_pair_row(pair) for pair in results.pairs)
+        tables.append(Table("different quantizers compared", _PAIRS, rows))
+    if results.evaluations:
+        evaluated = tuple(row for result in results.evaluations for row in _evaluation_rows(result))
+        tables.append(Table("kept of the unquantized model", _KEPT, evaluated))
+    return tuple(tables)
+
+
+def _evaluation_rows(result: EvaluationResult) -> list[tuple[str, ...]]:
+    """One row a metric; the baseline's own scores stand beside each."""
+    if result.record is None:
+        last = (result.error or "").strip().splitlines()[-1]
+        return [(result.name, "-", "-", "-", "-", "-", f"failed: {result.error_type}: {last}")]
+    return [(result.name, *row) for row in comparison_rows(result.record)[1]]
 
 
 def _cell_row(cell: CellResult) -> tuple[str, ...]:
