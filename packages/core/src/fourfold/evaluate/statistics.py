@@ -135,7 +135,10 @@ def paired_test(baseline: Sample, candidate: Sample, seed: int) -> PairedTest | 
 def mcnemar_exact(only_first: int, only_second: int) -> float:
     """Two-sided p of McNemar's exact test: twice the smaller binomial tail at 1/2, at most 1."""
     n, k = only_first + only_second, min(only_first, only_second)
-    tail = sum(math.comb(n, i) for i in range(k + 1))
+    tail = term = 1
+    for i in range(k):
+        term = term * (n - i) // (i + 1)  # the next binomial coefficient, exactly
+        tail += term
     # Of integers: 2^n as a float would overflow beyond 1,023 discordant prompts.
     p_value: float = 2 * tail / (1 << n)
     return min(1.0, p_value)

@@ -1,0 +1,181 @@
+"""Evaluations from end to end against an endpoint whose answers are known, good and planted."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from eval.conftest import Run, lines, share
+from eval.endpoint import FakeEndpoint, Payload, serving
+from fourfold.errors import ConfigError, EvaluationError, OutputError
+from fourfold.evaluate.client import RETRY_PAUSES_S
+from fourfold.results import EvalRecord, Verdict
+
+
+@pytest.fixture(autouse=True)
+def _no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fourfold.evaluate.client.RETRY_PAUSES_S", tuple(0.0 for _ in RETRY_PAUSES_S))
+
+
+def wrong_in(rate: float, solve: Callable[[Payload], str], salt: str = "") -> Callable[[Payload], str]:
+    return lambda payload: "#### 0" if share(payload, salt) < rate else solve(payload)
+
+
+def test_the_record_says_what_was_asked_and_answered(run: Run, endpoint: FakeEndpoint, tmp_path: Path) -> None:
+    record = run()
+    task = record.task("demo-math")
+    assert task is not None
+    metric = task.metric("correct")
+    assert (metric.score, metric.n, metric.prompts) == (1.0, 30, 30)
+    assert metric.interval is not None and metric.interval.high == 1.0
+    assert (record.model.kind, record.model.served_model) == ("endpoint", "fake-model")
+    assert task.sampling == {"max_tokens": 120, "temperature": 0.0, "stop": [], "extra": {}}
+    assert (task.prompt_tokens, task.completion_tokens, task.unfinished) == (330, 210, 0)
+    assert {payload["seed"] for payload in endpoint.asked} == {1234}
+    written = lines(tmp_path / "out/responses/demo-math.jsonl")
+    assert [line["prompt"] for line in written] == [f"{index:05d}" for index in range(30)]
+    assert all(line["scores"]["correct"] == {"total": 1.0, "count": 1} for line in written)
+    assert EvalRecord.load(tmp_path / "out") == record
+
+
+def test_a_model_made_worse_by_a_known_amount_is_called_worse(
+    run: Run, endpoint: FakeEndpoint, solve, tmp_path: Path
+) -> None:
+    endpoint.answer = wrong_in(0.02, solve, "base")
+    run("base", limit=250)
+    endpoint.answer = lambda payload: (
+        "#### 0" if share(payload, "base") < 0.02 or share(payload, "worse") < 0.05 else solve(payload)
+    )
+    (comparison,) = run("worse", limit=250, baseline=str(tmp_path / "base")).comparisons
+    assert comparison.verdict is Verdict.WORSE
+    assert comparison.test is not None and comparison.test.name == "mcnemar-exact"
+    wrong = comparison.test.only_baseline
+    assert wrong is not None and comparison.test.only_candidate == 0
+    assert comparison.difference == pytest.approx(-wrong / 250)
+    assert comparison.test.p_value == pytest.approx(2 / 2**wrong)
+    assert comparison.retained == pytest.approx(comparison.score / comparison.baseline_score)
+    interval = comparison.retained_interval
+    assert interval is not None and interval.low < comparison.retained < interval.high < 1
+    assert "; worse (p < 0.0001, 250 prompts, noise floor not measured)" in comparison.words.replace("p = <", "p <")
+
+
+def test_two_runs_of_the_same_model_are_not_told_apart(run: Run, endpoint: FakeEndpoint, solve, tmp_path: Path) -> None:
+    """Each asking errs on other prompts, as a server does whose batches differ; the floor comes from repeats."""
+    count = itertools.count()
+    endpoint.answer = lambda payload: "#### 0" if share(payload, str(next(count))) < 0.05 else solve(payload)
+    run("base", limit=150, repeats=3)
+    (comparison,) = run("again", limit=150, repeats=3, baseline=str(tmp_path / "base")).comparisons
+    floor = comparison.noise_floor
+    assert floor is not None and len(floor.scores) == 3 and floor.value > 0
+    assert comparison.test is not None and comparison.test.p_value > 0.05
+    expected = Verdict.INSIDE_NOISE if abs(comparison.difference) <= floor.value else Verdict.NOT_SHOWN
+    assert comparison.verdict is expected
+    assert {payload["seed"] for payload in endpoint.asked} == {1234, 1235, 1236}
+
+
+def test_a_difference_inside_the_floor_is_called_so(run: Run, endpoint: FakeEndpoint, solve, tmp_path: Path) -> None:
+    """Planted: the baseline's repeats lie 10 points apart, the candidate 5 below its mean on the same prompts."""
+    endpoint.answer = lambda payload: (
+        "#### 0" if share(payload) < (0.0, 0.1)[payload["seed"] - 1234] else solve(payload)
+    )
+    run("base", limit=200, repeats=2)
+    endpoint.answer = wrong_in(0.1, solve)
+    (comparison,) = run("worse", limit=200, repeats=2, baseline=str(tmp_path / "base")).comparisons
+    assert comparison.test is not None and comparison.test.p_value < 0.05
+    assert comparison.verdict is Verdict.INSIDE_NOISE
+    assert "inside the noise floor: the baseline differs from itself by as much" in comparison.words
+
+
+def test_an_endpoint_that_dies_midway_is_gone_on_from(run: Run, endpoint: FakeEndpoint, tmp_path: Path) -> None:
+    endpoint.dies_after = 12
+    with pytest.raises(EvaluationError, match=r"stopped answering \(status 503: the engine is dead\).*goes on from"):
+        run()
+    kept = lines(tmp_path / "out/responses/demo-math.jsonl")
+    assert len(kept) == 12
+    endpoint.dies_after = None
+    first = endpoint.asked.copy()
+    endpoint.asked.clear()
+    record = run()
+    assert len(endpoint.asked) == 18
+    assert not {json.dumps(p["messages"]) for p in first} & {json.dumps(p["messages"]) for p in endpoint.asked}
+    assert record.tasks[0].metrics[0].score == 1.0
+    endpoint.asked.clear()
+    again = run()
+    assert endpoint.asked == []
+    assert again.tasks == record.tasks
+
+
+def test_a_dead_connection_is_an_endpoint_down_too(run: Run, solve, tmp_path: Path) -> None:
+    with serving(FakeEndpoint(solve)) as short_lived:
+        url = short_lived.url
+        run("gone", model=url, limit=3)
+    with pytest.raises(EvaluationError, match=r"nothing answers there .*; is the server up"):
+        run("gone", model=url, limit=6)
+
+
+def test_a_refused_prompt_is_named_and_not_tried_again(run: Run, endpoint: FakeEndpoint) -> None:
+    endpoint.dies_after, endpoint.status = 5, 400
+    with pytest.raises(EvaluationError, match=r"refused \('0000\d', 0\) with status 400: the engine is dead"):
+        run(concurrency=1)
+
+
+def test_a_baseline_of_other_prompts_is_refused_before_asking(run: Run, endpoint: FakeEndpoint, tmp_path: Path) -> None:
+    run("base", limit=20)
+    endpoint.asked.clear()
+    base = str(tmp_path / "base")
+    with pytest.raises(EvaluationError, match=r"'demo-math' was evaluated on other prompts \(20 of them.*same --limit"):
+        run("more", limit=21, baseline=base)
+    with pytest.raises(EvaluationError, match="was evaluated on other prompts"):
+        run("drawn", limit=20, options={"demo-math.problem_seed": 1}, baseline=base)
+    with pytest.raises(EvaluationError, match="task 'demo-vision' was not evaluated there"):
+        run("task", limit=1, tasks=["demo-vision"], baseline=base)
+    assert endpoint.asked == []
+
+
+def test_a_baseline_model_is_evaluated_in_the_same_run(run: Run, endpoint: FakeEndpoint, solve, tmp_path: Path) -> None:
+    with serving(FakeEndpoint(wrong_in(0.5, solve))) as weak:
+        record = run(model=weak.url, baseline=endpoint.url, limit=40)
+    assert record.comparisons[0].verdict is Verdict.WORSE
+    assert record.comparisons[0].baseline_score == 1.0
+    assert EvalRecord.load(tmp_path / "out/baseline").tasks[0].metrics[0].score == 1.0
+
+
+def test_another_models_folder_is_refused(run: Run) -> None:
+    run()
+    with pytest.raises(OutputError, match=r"another model or seed \(name, served_model\); choose another --output"):
+        run(served_model="other-model")
+    with pytest.raises(OutputError, match=r"another model or seed \(seed\)"):
+        run(seed=1)
+
+
+@pytest.mark.parametrize(
+    ("settings", "error", "message"),
+    [
+        ({"tasks": []}, ConfigError, "--tasks: name at least one of demo-clip"),
+        ({"tasks": ["demo-math", "demo-math"]}, ConfigError, "a task is named twice"),
+        ({"tasks": ["nobody:demo-math"]}, EvaluationError, "unknown task 'nobody:demo-math'; near names: .*demo-math"),
+        ({"tasks": ["lm-eval"]}, ConfigError, "lm-eval knows many tasks; name one as lm-eval:TASK"),
+        ({"options": {"gsm8k.max_tokens": 3}}, ConfigError, "TASK.KEY=VALUE with a task of --tasks .demo-math."),
+        ({"options": {"demo-math.sed": 3}}, ConfigError, "demo-math.sed: unknown key"),
+        ({"data": "/nowhere"}, ConfigError, "--data /nowhere: not a folder"),
+        ({"served_model": "absent"}, EvaluationError, "serves fake-model, other-model, not absent"),
+        ({"repeats": 0}, ConfigError, "repeats: should be greater than 0"),
+        ({"tasks": ["size"]}, EvaluationError, "size: fake-model is an address; give the checkpoint's folder"),
+        ({"tasks": ["kl"]}, EvaluationError, "returns no token ids; kl needs vLLM"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused(run: Run, settings: dict, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        run(**settings)
+
+
+def test_one_prompt_gives_no_interval_and_no_test(run: Run, tmp_path: Path) -> None:
+    metric = run("base", limit=1).tasks[0].metrics[0]
+    assert (metric.n, metric.interval, metric.standard_error) == (1, None, None)
+    (comparison,) = run("again", limit=1, baseline=str(tmp_path / "base")).comparisons
+    assert comparison.verdict is Verdict.UNTESTED
+    assert "fewer than two prompts" in comparison.words
