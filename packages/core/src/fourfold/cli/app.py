@@ -8,9 +8,11 @@ from fourfold.cli.backends import backends
 from fourfold.cli.compare import compare
 from fourfold.cli.convert import convert
 from fourfold.cli.doctor import doctor
+from fourfold.cli.eval import eval as evaluate
 from fourfold.cli.guard import guarded
 from fourfold.cli.inspect import inspect
 from fourfold.cli.quantize import quantize
+from fourfold.cli.serve import bench, serve, smoke
 from fourfold.cli.setup import setup
 from fourfold.cli.study import study
 from fourfold.cli.verify import verify
@@ -22,8 +24,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-for command in (setup, doctor, backends, inspect, quantize, verify, compare, convert):
+for command in (setup, doctor, backends, inspect, quantize, verify, compare, convert, serve, smoke, bench):
     app.command(name=command.__name__)(guarded(command))
+app.command(name="eval")(guarded(evaluate))
 app.add_typer(study)
 
 
