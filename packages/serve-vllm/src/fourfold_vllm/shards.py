@@ -45,20 +45,12 @@ def _shards(checkpoint: Path) -> list[str]:
 
 def _bytes_of(path: Path) -> Counter[str]:
     total: Counter[str] = Counter()
+    size, length, text = _header(path)
     try:
-        size = path.stat().st_size
-        with path.open("rb") as file:
-            length = int.from_bytes(file.read(_LENGTH_BYTES), "little")
-            if length > min(_MAX_HEADER_BYTES, size - _LENGTH_BYTES):
-                raise CheckpointError(f"{path}: no safetensors file, or cut off in its header")
-            table, _ = parse_json(file.read(length), MAX_LARGE_JSON_VALUES)
+        table, _ = parse_json(text, MAX_LARGE_JSON_VALUES)
         spans = [
-            (entry["dtype"], *map(int, entry["data_offsets"]))
-            for name, entry in table.items()
-            if name != "__metadata__"
+            (entry["dtype"], *map(int, entry["data_offsets"])) for name, entry in table.items() if name[:2] != "__"
         ]
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from None
     except (ValueError, KeyError, TypeError, AttributeError):
         raise CheckpointError(f"{path}: its header is no safetensors header") from None
     for dtype, begin, end in spans:
@@ -67,3 +59,16 @@ def _bytes_of(path: Path) -> Counter[str]:
     if size < expected:
         raise CheckpointError(f"{path}: cut off, it has {size:,} bytes of {expected:,}; fetch it again")
     return total
+
+
+def _header(path: Path) -> tuple[int, int, bytes]:
+    """(size of the file, length of the header, the header's text)."""
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(_LENGTH_BYTES), "little")
+            if length > min(_MAX_HEADER_BYTES, size - _LENGTH_BYTES):
+                raise CheckpointError(f"{path}: no safetensors file, or cut off in its header")
+            return size, length, file.read(length)
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from None
