@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from fourfold.environments import ensure_environment
+from fourfold.interfaces.load_check import LoadReport
 from fourfold.interfaces.server import Endpoint, Load, LoadResult, ServePlan, Server
 from fourfold.plugins import Environment
 from fourfold.progress import Progress
@@ -72,6 +73,12 @@ class VllmServer(Server[VllmOptions]):
     def measure(self, endpoint: Endpoint, loads: Sequence[Load], progress: Progress) -> tuple[LoadResult, ...]:
         """By ``vllm bench serve``'s own functions, in vLLM's environment."""
         return measure_loads(ensure_environment(self.environment, progress), endpoint, loads, progress)
+
+    def check_load(self, checkpoint: Path, progress: Progress) -> LoadReport:
+        """By vLLM's own loader, in this interpreter."""
+        from fourfold_vllm.load_check.check import check_load
+
+        return check_load(checkpoint, progress)
 
     def _decide(self, checkpoint: Path, port: int) -> Launch:
         return decide(checkpoint, self.options, wants_gpu=self.wants_gpu, port=port)

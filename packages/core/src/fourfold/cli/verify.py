@@ -8,12 +8,16 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
+    from fourfold.interfaces.load_check import LoadReport
+    from fourfold.progress import Progress
     from fourfold.verify import VerifyReport
 
 
 def verify(
     checkpoint: Annotated[Path, typer.Argument(help="Folder of an NVFP4 checkpoint, of either layout.")],
     source: Annotated[str | None, typer.Option(help="The unquantized model: 'demo', a folder, or a hub id.")] = None,
+    load: Annotated[bool, typer.Option("--load", help="Also let a server load it, and see what it drops.")] = False,
+    server: Annotated[str | None, typer.Option(help="For --load; default: this machine's.")] = None,
     json: Annotated[bool, typer.Option("--json", help="Machine-readable output.")] = False,
 ) -> int:
     """Check a checkpoint's values against the rules a server relies on."""
@@ -24,11 +28,22 @@ def verify(
     source_path = resolve_model(source) if source else None
     with progress_bar(quiet=json) as progress:
         report = verify_checkpoint(checkpoint, source=source_path, progress=progress)
+        if load:
+            report = _with_load(report, checkpoint, server, progress)
     if json:
         print_json(report)
     else:
         print_report(report)
     return 0 if report.ok else 1
+
+
+def _with_load(report: VerifyReport, checkpoint: Path, server: str | None, progress: Progress) -> VerifyReport:
+    from fourfold.plugins import Registry, build_plugin_manager
+    from fourfold.serving.target import choose_server
+    from fourfold.stages.load_check import check_load
+
+    load = check_load(choose_server(Registry(build_plugin_manager()), server), checkpoint, progress)
+    return report.model_copy(update={"load": load, "ok": report.ok and load.ok})
 
 
 def print_report(report: VerifyReport) -> None:
@@ -40,7 +55,7 @@ def print_report(report: VerifyReport) -> None:
         print(f"  found {finding.found}; expected {finding.expected}")
         print(f"  why it matters: {get_rule(finding.rule).why}")
     checks, rules = sum(report.checked.values()), sum(count > 0 for count in report.checked.values())
-    if report.ok:
+    if not report.num_findings:
         print(f"verified: {checks:,} checks of {rules} rules, nothing found")
     else:
         print(f"not right: {sum(report.num_findings.values()):,} findings in {checks:,} checks of {rules} rules")
@@ -49,3 +64,18 @@ def print_report(report: VerifyReport) -> None:
     for reason in sorted(set(report.skipped.values())):
         count = sum(value == reason for value in report.skipped.values())
         print(f"{count} rules not checked: {reason}")
+    if report.load is not None:
+        _print_load(report.load)
+
+
+def _print_load(load: LoadReport) -> None:
+    for finding in load.findings:
+        print(f"{finding.rule} {finding.tensor}: {finding.message}")
+        print(f"  why it matters: {finding.rule.why}")
+    what = f"{load.num_keys:,} keys into {load.num_parameters:,} parameters of {load.num_elements:,} elements"
+    if load.ok:
+        print(f"loaded by {load.server}: {what}, every one accounted for")
+    else:
+        print(f"not loaded right by {load.server}: {sum(load.num_findings.values()):,} findings ({what})")
+    for note in load.notes:
+        print(f"note: {note}")

@@ -38,6 +38,8 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 from pydantic import Field, FiniteFloat
 
 from fourfold.config import Config, Options
+from fourfold.errors import ConfigError
+from fourfold.interfaces.load_check import LoadReport
 
 if TYPE_CHECKING:
     from fourfold.progress import Progress
@@ -121,6 +123,12 @@ class Server(ABC, Generic[OptionsT]):
     @abstractmethod
     def serve(self, checkpoint: Path, progress: Progress) -> AbstractContextManager[Endpoint]:
         """A context whose endpoint answers inside it; an owned process is gone after it, however it ends."""
+
+    def check_load(self, checkpoint: Path, progress: Progress) -> LoadReport:
+        """Load ``checkpoint`` into poisoned parameters and say what became of each key; called in the server's own
+        environment. Raises :class:`ConfigError` for a server that cannot.
+        """
+        raise ConfigError(f"{type(self).__name__} has no load check; verify without --load, or choose another --server")
 
     @abstractmethod
     def measure(self, endpoint: Endpoint, loads: Sequence[Load], progress: Progress) -> tuple[LoadResult, ...]:

@@ -60,8 +60,18 @@ def _benchmark(data: dict[str, Any], events: Progress) -> None:
     run_benchmark(BenchmarkRequest.model_validate(data), Registry(build_plugin_manager()), events)
 
 
+def _load_check(data: dict[str, Any], events: Progress) -> None:
+    from fourfold.stages.load_check import LoadCheckRequest, run_load_check
+
+    run_load_check(LoadCheckRequest.model_validate(data), Registry(build_plugin_manager()), events)
+
+
 #: Each imports what it needs, and nothing of the others.
-_STAGES: dict[str, Callable[[dict[str, Any], Progress], None]] = {"quantize": _quantize, "benchmark": _benchmark}
+_STAGES: dict[str, Callable[[dict[str, Any], Progress], None]] = {
+    "quantize": _quantize,
+    "benchmark": _benchmark,
+    "load-check": _load_check,
+}
 
 
 def _die_with_parent() -> None:

