@@ -32,9 +32,9 @@ def eval(
 ) -> int:
     """Evaluate a model on benchmarks, and compare it with a baseline prompt by prompt."""
     from fourfold.cli.console import print_json, progress_bar
+    from fourfold.config import parse_pairs
     from fourfold.evaluate.request import EvalConfig
     from fourfold.evaluate.run import evaluate
-    from fourfold.plan import parse_pairs
     from fourfold.plugins import Registry, build_plugin_manager
 
     config = EvalConfig.parse(

@@ -45,8 +45,9 @@ def quantize(
 ) -> int:
     """Quantize a Gemma 4 MoE to NVFP4, write a checkpoint and verify it."""
     from fourfold.cli.console import print_json, progress_bar
+    from fourfold.config import parse_pairs
     from fourfold.pipeline import Pipeline
-    from fourfold.plan import QuantizeConfig, default_calibration, parse_pairs, plan_quantize
+    from fourfold.plan import QuantizeConfig, default_calibration, plan_quantize
     from fourfold.plugins import Registry, build_plugin_manager
 
     given_calibration = {

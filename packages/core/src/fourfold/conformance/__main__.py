@@ -10,10 +10,10 @@ import sys
 import tempfile
 from pathlib import Path
 
+from fourfold.config import parse_pairs
 from fourfold.conformance.checks import CHECKS, Verdict, run_check
 from fourfold.conformance.subject import Subject
 from fourfold.errors import FourfoldError
-from fourfold.plan import parse_pairs
 from fourfold.plugins import Role
 
 
