@@ -3,20 +3,43 @@
 Light by contract: key mapping, scale direction and config only, so it runs without any toolchain.
 A whole minimal plugin::
 
-    from fourfold.checkpoint.layouts import MODELOPT
-    from fourfold.export import write_checkpoint
     from fourfold.hookspecs import hookimpl
     from fourfold.interfaces.exporter import Exporter
     from fourfold.plugins import Entry
 
+    ALGORITHMS = {"W4A4": "NVFP4", "W4A16": "W4A16_NVFP4"}
+
     class PlainExporter(Exporter):
         def export(self, artifact, destination, progress):
-            config = artifact.source_config | {"quantization_config": {"quant_method": "modelopt"}}
-            write_checkpoint(artifact, destination, MODELOPT, {"config.json": config}, progress)
+            from fourfold.checkpoint.layouts import MODELOPT  # imports torch, which registering must not
+            from fourfold.export import write_checkpoint
+
+            recipe = artifact.manifest.recipe
+            four_bit = {"num_bits": 4, "type": "float", "group_size": 16, "dynamic": False}
+            group = {"targets": ["Linear"], "weights": four_bit}
+            if recipe.scheme == "W4A4":
+                group["input_activations"] = four_bit
+            matrices = [name for name in artifact.kept() if name.endswith((".weight", ".experts.down_proj"))]
+            matrices = [name for name in matrices if len(artifact.tensors.entry(name).shape) > 1]
+            ignore = ["lm_head", *sorted(name.rpartition(".")[0] for name in matrices)]
+            producer = {"name": "my_plugin", "version": "1.0.0"}
+            facts = {
+                "quant_method": "modelopt", "quant_algo": ALGORITHMS[recipe.scheme], "ignore": ignore,
+                "config_groups": {"group_0": group}, "producer": producer,
+            }
+            unified = {"quant_algo": ALGORITHMS[recipe.scheme], "group_size": 16, "exclude_modules": ignore}
+            if recipe.kv_cache == "fp8":
+                facts["kv_cache_scheme"] = {"num_bits": 8, "type": "float", "dynamic": False}
+                unified["kv_cache_quant_algo"] = "FP8"
+            files = {
+                "config.json": artifact.source_config | {"quantization_config": facts},
+                "hf_quant_config.json": {"producer": producer, "quantization": unified},
+            }
+            write_checkpoint(artifact, destination, MODELOPT, files, progress)
 
     @hookimpl
     def fourfold_register_exporters():
-        return [Entry(name="plain", summary="modelopt keys, least config", implementation="my_plugin:PlainExporter")]
+        return [Entry(name="plain", summary="modelopt layout, least config", implementation="my_plugin:PlainExporter")]
 """
 
 from __future__ import annotations

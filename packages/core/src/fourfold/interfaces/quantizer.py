@@ -2,23 +2,40 @@
 
 A whole minimal plugin, which quantizes weights alone with the reference codec::
 
+    from typing import Literal
+
+    from fourfold.config import KVCache, Scheme
+    from fourfold.errors import ConfigError
     from fourfold.hookspecs import hookimpl
     from fourfold.interfaces.quantizer import Quantizer, QuantizerOptions
-    from fourfold.nvfp4 import quantize
     from fourfold.plugins import QuantizerEntry
+
+    class WeightsOnlyOptions(QuantizerOptions):
+        algorithm: Literal["max"] = "max"
+
+        def check(self, recipe, device):
+            if recipe.scheme is not Scheme.W4A16 or recipe.kv_cache is not KVCache.NONE:
+                raise ConfigError("weights-only reads no activations: use scheme W4A16 and kv_cache none")
 
     class WeightsOnly(Quantizer):
         def quantize(self, job, artifact, progress):
+            from fourfold.nvfp4 import quantize  # imports torch, which registering must not
+
             progress.begin("weights", total=len(job.targets), unit="module")
+            amax = {}
             for module in job.targets:
-                artifact.add_weight(module, quantize(module.read(job.source)), input_global_scale=None)
+                own = module.read(job.source).abs().amax()
+                amax[module.scale_group] = max(own, amax.get(module.scale_group, own))
+            for module in job.targets:
+                weight = quantize(module.read(job.source), global_amax=amax[module.scale_group])
+                artifact.add_weight(module, weight, input_global_scale=None)
                 progress.advance(1)
 
     @hookimpl
     def fourfold_register_quantizers():
         return [
             QuantizerEntry(
-                name="weights-only", summary="reference codec, W4A16", options=QuantizerOptions,
+                name="weights-only", summary="reference codec, W4A16", options=WeightsOnlyOptions,
                 implementation="my_plugin:WeightsOnly",
             )
         ]

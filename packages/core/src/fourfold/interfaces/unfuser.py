@@ -2,7 +2,7 @@
 
 A whole minimal plugin::
 
-    from fourfold.config import Options
+    from fourfold.errors import ModelError
     from fourfold.hookspecs import hookimpl
     from fourfold.interfaces.unfuser import Unfuser
     from fourfold.plugins import Entry
@@ -11,10 +11,11 @@ A whole minimal plugin::
         '''For a quantizer that handles fused experts itself.'''
 
         def unfuse(self, model):
-            pass
+            if not any(name.endswith(".experts.gate_up_proj") for name, _ in model.named_parameters()):
+                raise ModelError("no fused experts found")
 
         def fuse(self, model):
-            pass
+            pass  # nothing was split
 
     @hookimpl
     def fourfold_register_unfusers():
