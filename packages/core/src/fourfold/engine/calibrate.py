@@ -154,7 +154,8 @@ class Calibration:
         marker = f"layers.{index}."
 
         def read(linear: LinearModule) -> torch.Tensor:
-            parameter = self._model.layers[index].get_parameter(linear.tensor.split(marker, 1)[1]).detach()
+            name = linear.tensor.split(marker, 1)[1]
+            parameter: torch.Tensor = self._model.layers[index].get_parameter(name).detach()
             return parameter[linear.slices] if linear.slices else parameter
 
         return read
