@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from fourfold.config import Recipe
-from fourfold.manifest import Component, Manifest, sha256_file
+from fourfold.manifest import Component, Manifest, sha256_file, sha256_files
 from fourfold.plugins import Registry
 
 from .conftest import BASE, DOWN, LAYOUTS, SIDE_FILES, MakeCheckpoint
@@ -135,7 +135,8 @@ def test_equals_what_the_exporter_writes_from_the_artifact(
 def test_own_manifest_travels(checkpoint: MakeCheckpoint, registry: Registry, tmp_path: Path, artifacts) -> None:
     path = checkpoint("modelopt")
     manifest = artifacts(Recipe()).manifest
-    manifest.model_copy(update={"kind": "checkpoint", "layout": "modelopt", "seed": 42}).write(path)
+    files = sha256_files(path)
+    manifest.model_copy(update={"kind": "checkpoint", "layout": "modelopt", "seed": 42, "files": files}).write(path)
     convert(path, "compressed-tensors", tmp_path / "out", registry)
     written = Manifest.read(tmp_path / "out")
     assert (written.layout, written.seed, written.quantized_modules) == (

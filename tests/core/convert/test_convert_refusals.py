@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import shutil
 from pathlib import Path
 
 import pytest
@@ -17,6 +16,7 @@ from fourfold.config import Recipe
 from fourfold.errors import CheckpointError, ConfigError, OutputError, UnknownNameError
 from fourfold.export import write_checkpoint
 from fourfold.hookspecs import hookimpl
+from fourfold.manifest import sha256_files
 from fourfold.plugins import Entry, Registry, build_plugin_manager
 from fourfold.progress import NoProgress
 
@@ -122,11 +122,34 @@ def test_manifest_of_another_checkpoint(
     checkpoint: MakeCheckpoint, registry: Registry, tmp_path: Path, artifacts
 ) -> None:
     path = checkpoint("modelopt")
-    shutil.copy(artifacts(Recipe(targets="experts-only")).path / "manifest.json", path)
+    files = sha256_files(path)
+    artifacts(Recipe(targets="experts-only")).manifest.model_copy(update={"files": files}).write(path)
     with pytest.raises(
         CheckpointError, match=r"mlp\.down_proj is not in the manifest \(7 such\); manifest\.json is not"
     ):
         convert(path, "compressed-tensors", tmp_path / "out", registry)
+
+
+@pytest.mark.parametrize("fault", ["changed", "gone", "a folder"])
+def test_files_that_are_not_what_the_manifest_recorded(
+    checkpoint: MakeCheckpoint, registry: Registry, tmp_path: Path, artifacts, fault: str
+) -> None:
+    path = checkpoint("modelopt")
+    side_file = path / "tokenizer.json"
+    side_file.write_text("{}")
+    artifacts(Recipe()).manifest.model_copy(update={"files": sha256_files(path)}).write(path)
+    if fault == "changed":
+        side_file.write_text("{ }")
+        message = r"tokenizer\.json: changed since manifest\.json was written \(sha256 \w{12}, recorded \w{12}\); make"
+    else:
+        side_file.unlink()
+        message = r"tokenizer\.json: manifest\.json lists it; No such file"
+    if fault == "a folder":
+        side_file.mkdir()
+        message = r"tokenizer\.json: manifest\.json lists it; "
+    with pytest.raises(CheckpointError, match=message):
+        convert(path, "compressed-tensors", tmp_path / "out", registry)
+    assert not (tmp_path / "out").exists()
 
 
 class LosingExporter:

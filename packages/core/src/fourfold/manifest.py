@@ -96,6 +96,20 @@ class Manifest(Config):
         except ConfigError as error:
             raise CheckpointError(f"{path}: {error}") from None
 
+    def require_files(self, folder: Path) -> None:
+        """Raise :class:`CheckpointError` unless ``folder`` holds every recorded file with its recorded bytes."""
+        for name, digest in self.files.items():
+            path = folder / name
+            try:
+                found = sha256_file(path)
+            except OSError as error:
+                raise CheckpointError(f"{path}: {MANIFEST_FILE} lists it; {error.strerror or error}") from None
+            if found != digest:
+                raise CheckpointError(
+                    f"{path}: changed since {MANIFEST_FILE} was written (sha256 {found[:12]}, recorded {digest[:12]}); "
+                    f"make the folder again, or remove {MANIFEST_FILE} to use it as files without a record"
+                )
+
     @property
     def rare_modules(self) -> tuple[str, ...]:
         """Modules that got a fallback."""

@@ -45,8 +45,8 @@ def convert_checkpoint(
     Raises:
         UnknownNameError: no layout, or no exporter, of that name.
         ConfigError: the checkpoint already has that layout.
-        CheckpointError: not quantized to NVFP4, parts missing, a scale that is zero, negative, denormal, infinite or
-            NaN, or tensors quantized in some other way. Names the tensor.
+        CheckpointError: a file that is not what the manifest recorded; not quantized to NVFP4, parts missing, a scale
+            that is zero, negative, denormal, infinite or NaN, or tensors quantized in some other way. Names the tensor.
         OutputError: the destination is not empty, or has too little space.
     """
     target, entry = get_layout(layout), registry.get(Role.EXPORTER, layout)
@@ -58,6 +58,8 @@ def convert_checkpoint(
         raise ConfigError(f"{path}: has layout {layout} already; there is nothing to convert")
     _refuse_strangers(source)
     inexact, num_scales = _check_scales(source, turned=source.layout.reciprocal != target.reciprocal)
+    if view.has_manifest:
+        view.manifest.require_files(source.path)
     require_free(destination)
     require_space(destination, sum(e.nbytes for e in source if e.name.rpartition(".")[2] not in ENCODE_SCALES.values()))
     exporter = registry.load(Role.EXPORTER, layout)(entry.options())
