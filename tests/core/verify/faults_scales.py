@@ -8,8 +8,11 @@ from .faults import Fault
 from .planting_tensors import (
     ATTENTION,
     DENSE,
+    DENSE_GATE,
     DOWN,
     FP8,
+    HEADROOM,
+    QKV,
     UP,
     change,
     fill,
@@ -55,6 +58,17 @@ SCALE_FAULTS = (
     Fault("all global scales reciprocal", "FF058", turn_all("global_scale"), also=("FF082",)),
     Fault("one input scale reciprocal", "FF059", turn((DOWN,), "input_global_scale"), also=("FF061",)),
     Fault("all input scales reciprocal", "FF059", turn_all("input_global_scale"), also=("FF061",)),
+    Fault("q, k and v: input scales reciprocal", "FF059", turn(QKV, "input_global_scale"), also=("FF061",)),
+    Fault(
+        "every down_proj: input scale reciprocal", "FF059", turn_all("input_global_scale", "down_proj"), also=("FF061",)
+    ),
+    Fault(
+        "headroom beside a reciprocal",
+        "FF059",
+        scale_by(DENSE_GATE, "input_global_scale", 90.0),
+        also=("FF061", "FF063"),
+        variant=HEADROOM,
+    ),
     Fault("global scale of junk memory", "FF060", scale_by(DOWN, "global_scale", 1e-20), also=("FF081", "FF083")),
     Fault("input scale of junk memory", "FF061", scale_by(DOWN, "input_global_scale", 1e-20)),
     Fault("gate and up with two global scales", "FF062", scale_by(UP, "global_scale", 2.0), also=("FF083",)),

@@ -10,13 +10,16 @@ from safetensors.torch import load_file
 
 from fourfold.config import KVCache, Scheme
 
-from .good_checkpoints import EXPERT, TEXT, Editable
+from .good_checkpoints import EXPERT, EXPERTS, LAYERS, TEXT, Editable
 
 PARTS = ("packed_weight", "block_scale", "global_scale", "input_global_scale")
 GATE, UP, DOWN = (f"{EXPERT}.{p}_proj" for p in ("gate", "up", "down"))
 ATTENTION, DENSE = f"{TEXT}.0.self_attn", f"{TEXT}.0.mlp"
 Plant = Callable[[Editable, Path], object]
+DENSE_GATE = f"{DENSE}.gate_proj"
+QKV = tuple(f"{ATTENTION}.{p}_proj" for p in "qkv")
 FP8 = {"kv_cache": KVCache.FP8}
+HEADROOM = {"headroom": True}
 W4A16 = {"scheme": Scheme.W4A16}
 
 
@@ -83,8 +86,8 @@ def all_modules(e: Editable) -> list[str]:
     return [name.removesuffix(suffix) for name in e.tensors if name.endswith(suffix)]
 
 
-def turn_all(part: str) -> Plant:
-    return lambda e, _: [e.put(m, part, e.part(m, part).reciprocal()) for m in all_modules(e)]
+def turn_all(part: str, suffix: str = "") -> Plant:
+    return lambda e, _: [e.put(m, part, e.part(m, part).reciprocal()) for m in all_modules(e) if m.endswith(suffix)]
 
 
 def set_bytes(module: str, part: str, byte: int, count: int | None) -> Plant:
@@ -204,3 +207,63 @@ def put_at(index: int, value: float) -> Callable[[torch.Tensor], torch.Tensor]:
 
 def transposed_scales(scale: torch.Tensor) -> torch.Tensor:
     return scale.view(torch.uint8).t().reshape(scale.shape).view(scale.dtype)
+
+
+def exchange(first: str, second: str, part: str) -> Plant:
+    """Exchange one part of two modules."""
+
+    def plant(e: Editable, _: Path) -> None:
+        a, b = e.key(first, part), e.key(second, part)
+        e.tensors[a], e.tensors[b] = e.tensors[b], e.tensors[a]
+
+    return plant
+
+
+def copy_module(source: str, target: str) -> Plant:
+    """Write all parts of a module over another's."""
+
+    def plant(e: Editable, _: Path) -> None:
+        for part in PARTS:
+            if e.key(source, part) in e.tensors:
+                e.put(target, part, e.part(source, part).clone())
+
+    return plant
+
+
+def roll_row(scale: torch.Tensor) -> torch.Tensor:
+    data = scale.view(torch.uint8).clone()
+    data[40] = data[40].roll(1)
+    return data.view(scale.dtype)
+
+
+def flip_code_bit(bit: int) -> Callable[[torch.Tensor], torch.Tensor]:
+    """Flip a bit of the first code of magnitude 6 (bits 0 to 2 its magnitude, 3 its sign)."""
+
+    def change(packed: torch.Tensor) -> torch.Tensor:
+        data = packed.clone().flatten()
+        at = int((data & 7 == 7).nonzero()[0])
+        data[at] ^= 1 << bit
+        return data.reshape(packed.shape)
+
+    return change
+
+
+def scale_group_by(modules: tuple[str, ...], factor: float) -> Plant:
+    return lambda e, _: [e.scale_by(module, "global_scale", factor) for module in modules]
+
+
+def fuse_everything(e: Editable, source: Path) -> None:
+    """Leave all experts as they are in the source, and ignore them."""
+    for layer in range(LAYERS):
+        fuse_layer(layer)(e, source)
+        for expert in range(EXPERTS) if not e.is_modelopt else ():
+            for part in ("gate_proj", "up_proj", "down_proj"):
+                e.ignore(f"{TEXT}.{layer}.experts.{expert}.{part}")
+        if e.is_modelopt:
+            e.ignore(f"{TEXT}.{layer}.experts*")
+
+
+def drop_all_experts_inputs(e: Editable, _: Path) -> None:
+    suffix = f".{e.layout.input_global_scale}"
+    for name in [name for name in e.tensors if name.endswith(suffix) and ".experts." in name]:
+        del e.tensors[name]

@@ -28,6 +28,7 @@ GOOD = [
         Variant(layout, targets="dense-mlp-bf16", policy=BlockScalePolicy.MODELOPT),
         Variant(layout, policy=BlockScalePolicy.COMPRESSED_TENSORS),
         Variant(layout, exclude=(f"{TEXT}.0.experts.*",)),
+        Variant(layout, headroom=True),
     )
 ]
 

@@ -24,6 +24,7 @@ from fourfold.progress import Progress
 from fourfold.stages.process import run_in_process
 from fourfold.stages.request import QuantizeRequest
 from fourfold.stages.store import StageStore
+from fourfold.stages.unverified import UnverifiedNote
 from fourfold.verify import VerifyReport, verify_checkpoint
 
 T = TypeVar("T")
@@ -99,12 +100,19 @@ class Pipeline:
 
     def run(self) -> tuple[QuantizeResult, VerifyReport]:
         """All stages; the verifier's report comes with the result, and its findings are the caller's to judge."""
-        require_output(self._plan, self._output)
+        note = UnverifiedNote(self._store.folder, self._output)
+        written = note.exists and note.fits(self._identity())
+        if not written:
+            require_output(self._plan, self._output)
         artifact = Artifact(self.make_artifact())
-        self._export(artifact)
+        if written:
+            self._times.append(StageTime(name="export", seconds=0.0, reused=True))
+        else:
+            self._export(artifact, note)
         report = self._timed("verify", self._verify)
         result = self._result(artifact.manifest, report)
         artifact.tensors.close()
+        note.clear()
         if not self._keep:
             shutil.rmtree(self._store.folder, ignore_errors=True)
         return result, report
@@ -172,7 +180,19 @@ class Pipeline:
 
         return self._stage("quantize", identity, work)
 
-    def _export(self, artifact: Artifact) -> None:
+    def _identity(self) -> dict[str, object]:
+        """All that decides the checkpoint, known before any stage is run."""
+        plan = self._plan
+        return {
+            "config": plan.config.model_dump(mode="json"),
+            "unfuser": plan.unfuser.model_dump(mode="json"),
+            "quantizer": plan.quantizer_options.recorded(),
+            "source_files": self._hashes(),
+            "calibration_file": _file_sha256(plan.config.calibration.source) if plan.needs_tokens else None,
+            "environment": environment_sha256(plan.quantizer.environment),
+        }
+
+    def _export(self, artifact: Artifact, note: UnverifiedNote) -> None:
         layout = self._plan.config.layout
         entry = self._registry.get(Role.EXPORTER, layout)
         exporter = self._registry.load(Role.EXPORTER, layout)(entry.options())
@@ -181,6 +201,7 @@ class Pipeline:
             with atomic_folder(self._output) as partial:
                 exporter.export(artifact, partial, self._progress)
                 write_checkpoint_manifest(artifact, layout, partial)
+                note.write(self._identity(), partial)
 
         self._timed("export", work)
 

@@ -48,6 +48,7 @@ def atomic_folder(destination: Path) -> Iterator[Path]:
         sync_folder(partial)
         # An empty destination folder gives way; os.replace would refuse a full one.
         os.replace(partial, destination)
+        _sync(destination.parent)
     except OSError as error:
         raise explain_os_error(error, destination) from error
     finally:
@@ -55,14 +56,18 @@ def atomic_folder(destination: Path) -> Iterator[Path]:
 
 
 def sync_folder(folder: Path) -> None:
-    """Force every file of ``folder`` to disk, so that the rename after it cannot outlive its contents."""
-    for path in sorted(folder.rglob("*")):
-        if path.is_file():
-            descriptor = os.open(path, os.O_RDONLY)
-            try:
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
+    """Force files and names of ``folder`` to disk, so that the rename after it cannot outlive its contents."""
+    for path in (*sorted(folder.rglob("*")), folder):
+        if path.is_file() or path.is_dir():
+            _sync(path)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def explain_os_error(error: OSError, destination: Path) -> OutputError:

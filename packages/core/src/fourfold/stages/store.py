@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from fourfold.checkpoint.atomic import atomic_folder
+from fourfold.checkpoint.atomic import atomic_folder, explain_os_error
 from fourfold.checkpoint.index import read_json
 from fourfold.errors import CheckpointError
 from fourfold.manifest import sha256_file
@@ -39,7 +39,10 @@ class StageStore:
         except (CheckpointError, OSError, KeyError, TypeError, AttributeError):
             whole = False
         if not whole:
-            shutil.rmtree(folder)
+            try:
+                shutil.rmtree(folder)
+            except OSError as error:
+                raise explain_os_error(error, folder) from error
             return None
         return folder
 
@@ -47,7 +50,10 @@ class StageStore:
     def create(self, name: str, identity: Mapping[str, object]) -> Iterator[tuple[Path, Path]]:
         """Yield the temporary folder to fill and the folder it becomes."""
         final = self._folder(name, identity)
-        final.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            final.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise explain_os_error(error, final.parent) from error
         with atomic_folder(final) as partial:
             yield partial, final
             files = {str(p.relative_to(partial)): sha256_file(p) for p in sorted(partial.rglob("*")) if p.is_file()}

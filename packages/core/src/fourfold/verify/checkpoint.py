@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fourfold.checkpoint.index import CONFIG_FILE, TensorEntry, TensorFolder, is_side_file
 from fourfold.checkpoint.layouts import COMPRESSED_TENSORS, MODELOPT, Layout
@@ -18,9 +18,13 @@ from fourfold.config import Scheme
 from fourfold.errors import CheckpointError, ConfigError, ModelError
 from fourfold.manifest import MANIFEST_FILE, Manifest
 from fourfold.models.gemma4 import Gemma4Moe, LinearModule, ModuleKind, read_gemma4
+from fourfold.models.gemma4_inputs import norm_before
 from fourfold.verify.expected import imagine_source
 from fourfold.verify.folder import Folder, read_folder
 from fourfold.verify.shards import StoredTensor, TensorReader
+
+if TYPE_CHECKING:
+    import torch
 
 HF_QUANT_CONFIG = "hf_quant_config.json"
 #: Canonical parts of a module, in the order of ``Layout.suffixes``.
@@ -50,10 +54,14 @@ class Source:
 
 @dataclass
 class Scalars:
-    """A module's global scales in decode direction, as read; None where absent, NaN where not one float32."""
+    """A module's global scales in decode direction, as read; None where absent, NaN where not one float32.
+
+    ``row_norm``: a bound on the norm of every row of the decoded weight, from block scales alone.
+    """
 
     global_scale: float | None = None
     input_global_scale: float | None = None
+    row_norm: float | None = None
 
 
 @dataclass
@@ -70,6 +78,8 @@ class Checkpoint:
     unreadable: dict[str, str] = field(default_factory=dict)
     scalars: dict[str, Scalars] = field(default_factory=dict)
     kv_scales: dict[str, float] = field(default_factory=dict)
+    #: Weights of the norms in front of quantizable linears, float32 [H], as the pass comes by them.
+    norms: dict[str, torch.Tensor] = field(default_factory=dict)
     num_exempt: dict[str, int] = field(default_factory=dict)
 
     @property
@@ -149,6 +159,11 @@ class Checkpoint:
     def linears(self) -> Mapping[str, LinearModule]:
         """Quantizable linears of the model by name; empty when the model is unknown."""
         return {str(name): module for name, module in self.gemma.linears.items()} if self.gemma else {}
+
+    @cached_property
+    def input_norms(self) -> frozenset[str]:
+        """Norms whose output some linear reads; their weights tell what its input can be."""
+        return frozenset(filter(None, map(norm_before, self.linears.values())))
 
     @cached_property
     def kept_names(self) -> frozenset[str]:

@@ -107,6 +107,8 @@ class _Pass:
         for first in range(0, entry.numel, step):
             value = reader.read_span(entry, first, min(step, entry.numel - first))
             self._call(Phase.TENSOR, PlainTensor(self._checkpoint, entry, first, value))
+            if entry.name in self._checkpoint.input_norms and value.numel() == entry.numel:
+                self._checkpoint.norms[entry.name] = value.float()
             if entry.name in self._checkpoint.kv_names:
                 usable = entry.dtype == "F32" and entry.numel == 1
                 self._checkpoint.kv_scales[entry.name] = float(value[0]) if usable else float("nan")
@@ -114,7 +116,7 @@ class _Pass:
     def _module(self, reader: TensorReader, name: str, parts: Mapping[str, StoredTensor]) -> None:
         values = {part: reader.read(entry) for part, entry in parts.items()}
         view = ModuleView(self._checkpoint, name, dict(parts), values)
-        self._checkpoint.scalars[name] = Scalars(view.scalar(PARTS[2]), view.scalar(PARTS[3]))
+        self._checkpoint.scalars[name] = Scalars(view.scalar(PARTS[2]), view.scalar(PARTS[3]), view.row_norm)
         before = self._num_damages()
         self._call(Phase.MODULE, view)
         if self._checkpoint.source is None:

@@ -9,14 +9,15 @@ block. An algorithm that picks the step by the smallest squared error (MSE sweep
 off as that one. So 0.25 bounds whatever rounds to the nearest code.
 
 Per tensor. The sum over blocks keeps the bound: relative RMS error at most 0.25. Gaussian weights give 0.095. GPTQ
-moves codes away from the nearest to make up for the errors of others; it has no derived bound, but as it trades
-weight error for output error at a modest factor, it stays under 0.25 over a tensor. Below the bound, an error says
-nothing about rightness; above it, something else than rounding has happened.
+moves codes away from the nearest to make up for the errors of others, and no useful bound follows from that (see
+:mod:`fourfold.verify.feedback`): it is held to the same one, so that a weight fitted so hard to few tokens that any
+rounding would be nearer to the source is found. Below the bound, an error says nothing about rightness; above it,
+something else than rounding has happened.
 
 Blocks of small weights are the exception: where the step falls under float8's normal range, and for GPTQ, errors do
-not shrink with the block. A block is therefore measured against its own norm or half the tensor's typical block
-norm, whichever is more, and its bound is twice the derived one. GPTQ has no bound for a single block at all; in a
-tensor whose codes are not the nearest ones, a few blocks may exceed it.
+not shrink with the block. A block is therefore measured against its own norm or half the tensor's typical block norm,
+whichever is more, and its bound is twice the derived one. In a tensor whose codes are not the nearest ones, a block
+over it is damaged only if its error is unlike those of the same columns in all other rows.
 """
 
 from __future__ import annotations
@@ -40,10 +41,12 @@ MAX_TENSOR_ERROR = 0.25
 MAX_BLOCK_ERROR = 0.5
 #: A tensor with at least this share of nearest codes was rounded to nearest.
 MIN_NEAREST_SHARE = 0.99
+#: Relative error of a block that rounding to the nearest code can cause.
+MAX_NEAREST_ERROR = 0.21
+#: So many rows over it are looked at one code at a time.
+MAX_WIDE_ROWS = 64
 #: Weights compared at once.
 _PIECE = 2**18
-#: Share of blocks over the bound that error feedback (GPTQ) may cause.
-MAX_FEEDBACK_BLOCKS = 0.01
 
 
 @dataclass(frozen=True)
@@ -51,12 +54,16 @@ class Fit:
     """A decoded weight beside the source's.
 
     ``error``: relative RMS. ``num_bad_blocks``: blocks over the bound, ``worst`` (row, block, error) the worst of all.
+    ``factor``: by which the decoded weight (a sample of its rows) would have to be multiplied to be nearest to the
+    source. ``wide_rows``: the first rows that hold a block no rounding to nearest leaves so far off.
     """
 
     error: float
     num_blocks: int
     num_bad_blocks: int
     worst: tuple[int, int, float]
+    factor: float = 1.0
+    wide_rows: tuple[int, ...] = ()
 
 
 def compare(weight: NVFP4Weight, source: torch.Tensor) -> Fit | None:
@@ -67,8 +74,12 @@ def compare(weight: NVFP4Weight, source: torch.Tensor) -> Fit | None:
     import torch
 
     ones = torch.ones(BLOCK_SIZE)
-    offs, norms = [], []
+    offs: list[torch.Tensor] = []
+    norms: list[torch.Tensor] = []
+    factor = 1.0
     for difference, reference in _pieces(weight, source):
+        if not offs and (energy := float(difference.square().sum())):
+            factor = float(torch.dot(difference.flatten(), reference.flatten())) / energy
         # A product with ones sums blocks twice as fast as a reduction over so short an axis.
         difference -= reference
         offs.append(difference.square_() @ ones)
@@ -86,7 +97,24 @@ def compare(weight: NVFP4Weight, source: torch.Tensor) -> Fit | None:
         num_blocks=relative.numel(),
         num_bad_blocks=int((relative > MAX_BLOCK_ERROR**2).sum()),
         worst=(worst // row_blocks, worst % row_blocks, math.sqrt(float(relative[worst]))),
+        factor=factor,
+        wide_rows=_wide_rows(relative.view(-1, row_blocks)),
     )
+
+
+def _wide_rows(relative: torch.Tensor) -> tuple[int, ...]:
+    wide = relative.amax(dim=1) > MAX_NEAREST_ERROR**2
+    return tuple(wide.nonzero().flatten()[:MAX_WIDE_ROWS].tolist()) if bool(wide.any()) else ()
+
+
+def block_errors(weight: NVFP4Weight, source: torch.Tensor) -> torch.Tensor:
+    """float32 [O, G]: relative error of each block, as :func:`compare` holds it against :data:`MAX_BLOCK_ERROR`."""
+    import torch
+
+    ones = torch.ones(BLOCK_SIZE)
+    pairs = [((decoded - own).square() @ ones, own.square() @ ones) for decoded, own in _pieces(weight, source)]
+    off, norm = (torch.cat(part) for part in zip(*pairs, strict=True))
+    return (off / norm.clamp(min=float(norm.sum()) / norm.numel() / 4)).sqrt().view(source.shape[0], -1)
 
 
 def _pieces(weight: NVFP4Weight, source: torch.Tensor) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:

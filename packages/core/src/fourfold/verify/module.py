@@ -5,12 +5,13 @@ Everything costly is computed once, however many rules ask for it.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
 from fourfold.checkpoint.index import TensorEntry
-from fourfold.nvfp4 import BLOCK_SIZE
+from fourfold.nvfp4 import BLOCK_SIZE, E2M1_MAX
 from fourfold.verify.checkpoint import PARTS, REQUIRED_PARTS
 from fourfold.verify.shards import contiguous_part
 
@@ -135,6 +136,19 @@ class ModuleView:
         return NVFP4Weight(self.values[PARTS[0]], self.values[PARTS[1]], layout.from_stored(self.values[PARTS[2]]))
 
     @cached_property
+    def row_norm(self) -> float | None:
+        """The largest norm a row of the decoded weight can have; None unless :attr:`well_formed` and finite.
+
+        A block of 16 values of at most 6 steps has a norm of at most 24 steps.
+        """
+        import torch
+
+        if not self.well_formed or not self.decodes_finite:
+            return None
+        scale = self.weight.block_scale.to(torch.float32) * self.weight.global_scale
+        return float(math.sqrt(BLOCK_SIZE) * E2M1_MAX * scale.square().sum(-1).max().sqrt())
+
+    @cached_property
     def source_weight(self) -> torch.Tensor | None:
         """The source's weight [O, K] in its dtype; None without a source or for an unknown module."""
         source = self.checkpoint.source
@@ -161,8 +175,6 @@ class ModuleView:
     @cached_property
     def decodes_finite(self) -> bool:
         """Whether every decoded value is a finite number, without decoding: no NaN block scale, a usable global one."""
-        import math
-
         histogram, scale = self.scale_histogram, self.scalar(PARTS[2])
         if histogram is None or scale is None or not math.isfinite(scale):
             return False

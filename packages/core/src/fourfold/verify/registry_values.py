@@ -126,6 +126,11 @@ VALUE_RULES: tuple[Rule, ...] = (
         why="Router, norms and vision carry the model; one changed bit is a fault in the writer.",
     ),
     Rule(
+        id="FF094", phase=Phase.MISFIT, check=values.not_overfitted, needs=(Need.SOURCE,),
+        title="weights are not fitted past rounding",
+        why="Inputs that calibration did not show meet a weight that is further off than rounding makes it.",
+    ),
+    Rule(
         id="FF082", phase=Phase.MISFIT, check=causes.scale_direction_fits, needs=(Need.SOURCE,),
         title="the global scale is no reciprocal of the source's",
         why="Decoded weights are off by a factor of 1e6 and more.",

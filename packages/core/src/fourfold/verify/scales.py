@@ -1,28 +1,28 @@
 """Rules about scales: block, global, input and KV.
 
-Directions and ranges. Canonical scales multiply on decode: ``global_scale = amax / 2688`` (6 x 448). A model's
-weights have an amax of some 0.01 to 100, so global scales lie between 1e-6 and 0.1, and their reciprocals between
-10 and 1e6: a global scale over 1 would mean a weight over 2688. Inputs of linears have an amax of some 0.1 to 10,000
-(ModelOpt can pin it to 2688, a scale of 1), so input scales lie between 1e-5 and 4; the reciprocal of one under
-0.01 is over 100, an amax of 268,800, more than half precision can hold. Single activations may still be large, so
-the direction of input scales is told by the median, and single ones by their distance from it.
+Directions and ranges. Canonical scales multiply on decode: ``global_scale = amax / 2688`` (6 x 448). A model's weights
+have an amax of some 0.01 to 100, so global scales lie between 1e-6 and 0.1, and their reciprocals between 10 and 1e6:
+a global scale over 1 would mean a weight over 2688. Inputs of linears have an amax of some 0.1 to 10,000 (ModelOpt can
+pin it to 2688, a scale of 1, and with headroom, on purpose, sets it thousands of times over what it saw), so the
+direction of input scales is told by what the norms and weights in front let through: :mod:`fourfold.verify.inputs`.
 """
 
 from __future__ import annotations
 
 import math
 from collections import defaultdict
-from statistics import median
 from typing import TYPE_CHECKING
 
 from fourfold.nvfp4.constants import FLOAT32_MIN_NORMAL, GLOBAL_SCALE_DIVISOR
 from fourfold.verify.checkpoint import PARTS
+from fourfold.verify.inputs import input_limits, reversed_inputs
 from fourfold.verify.module import NAN_CODE, SIGN_BIT, SMALLEST_NORMAL_CODE
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from fourfold.verify.checkpoint import Checkpoint
+    from fourfold.verify.inputs import Limit
     from fourfold.verify.module import ModuleView
     from fourfold.verify.rule import Look
 
@@ -33,10 +33,7 @@ MIN_BLOCKS_TO_DIFFER = 32
 #: Weight amax 2.7e-9 to 2688; input amax 2.7e-6 to 65504 x 4.
 GLOBAL_SCALE_RANGE = (1e-12, 1.0)
 INPUT_SCALE_RANGE = (1e-9, 98.0)
-#: Over this median, input scales are divisors: an amax of 10,752 in half of all linears.
-MAX_MEDIAN_INPUT_SCALE = 4.0
-#: A scale this far over the median, whose reciprocal is nearer to it, is a divisor.
-_FAR = 1e3
+_NONE: Mapping[str, Limit] = {}
 
 
 def block_scales_not_nan(look: Look, module: ModuleView) -> None:
@@ -176,21 +173,21 @@ def input_scale_direction(look: Look, checkpoint: Checkpoint) -> None:
     """Input scales are stored in their layout's direction, not as reciprocals."""
     scales = dict(_usable_scalars(checkpoint, PARTS[3]))
     look.count(len(scales))
-    middle = median(scales.values()) if scales else 1.0
-    for module, scale in scales.items():
-        alone = scale > _FAR * middle and abs(math.log(1 / scale / middle)) < abs(math.log(scale / middle))
-        if (middle > MAX_MEDIAN_INPUT_SCALE and scale > 1) or (alone and scale > 1):
-            _reciprocal(look, checkpoint, module, PARTS[3], scale, "activations")
+    for module, why in reversed_inputs(checkpoint, scales, input_limits(checkpoint)).items():
+        _reciprocal(look, checkpoint, module, PARTS[3], scales[module], "activations", why)
 
 
-def _reciprocal(look: Look, checkpoint: Checkpoint, module: str, part: str, scale: float, what: str) -> None:
+def _reciprocal(
+    look: Look, checkpoint: Checkpoint, module: str, part: str, scale: float, what: str, why: str = ""
+) -> None:
     name = checkpoint.modules[module][part].name
     layout = checkpoint.layout
     kind = "a divisor (over 1)" if layout is not None and layout.reciprocal else "a multiplier (under 1)"
     look.wrong(
         name, found=f"{scale:g} in decode direction: {what} up to {scale * GLOBAL_SCALE_DIVISOR:g}",
         expected=f"about {1 / scale:g}",
-        message=f"{name} is the reciprocal of what its layout stores, {kind}; {module} is off by {scale * scale:.3g}",
+        message=f"{name} is the reciprocal of what its layout stores, {kind}; {module} is off by {scale * scale:.3g}"
+        f"{f' ({why})' if why else ''}",
     )  # fmt: skip
 
 
@@ -200,14 +197,17 @@ def global_scales_plausible(look: Look, checkpoint: Checkpoint) -> None:
 
 
 def input_scales_plausible(look: Look, checkpoint: Checkpoint) -> None:
-    """Input scales lie where some activation's amax can lie."""
-    _plausible(look, checkpoint, PARTS[3], INPUT_SCALE_RANGE)
+    """Input scales lie where some activation's amax can lie, or, with headroom, where the norm before lets them."""
+    _plausible(look, checkpoint, PARTS[3], INPUT_SCALE_RANGE, input_limits(checkpoint))
 
 
-def _plausible(look: Look, checkpoint: Checkpoint, part: str, bounds: tuple[float, float]) -> None:
-    low, high = bounds
+def _plausible(
+    look: Look, checkpoint: Checkpoint, part: str, bounds: tuple[float, float], limits: Mapping[str, Limit] = _NONE
+) -> None:
+    low = bounds[0]
     for module, scale in _usable_scalars(checkpoint, part):
         look.count()
+        high = max(bounds[1], limits[module].scale) if module in limits else bounds[1]
         is_reciprocal = scale > high and low <= 1 / scale <= high
         if not low <= scale <= high and not (is_reciprocal and part == PARTS[2]):
             name = checkpoint.modules[module][part].name

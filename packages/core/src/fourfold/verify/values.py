@@ -4,13 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from fourfold.verify.fit import (
-    MAX_BLOCK_ERROR,
-    MAX_FEEDBACK_BLOCKS,
-    MAX_TENSOR_ERROR,
-    MIN_NEAREST_SHARE,
-    nearest_share,
-)
+from fourfold.verify.feedback import damaged_blocks, is_feedback
+from fourfold.verify.fit import MAX_BLOCK_ERROR, MAX_TENSOR_ERROR
 
 if TYPE_CHECKING:
     from fourfold.verify.causes import Misfit
@@ -78,6 +73,19 @@ def decodes_to_source(look: Look, misfit: Misfit) -> None:
     )  # fmt: skip
 
 
+def not_overfitted(look: Look, misfit: Misfit) -> None:
+    """Error feedback did not carry the weight further from its source than any rounding to nearest could."""
+    module = misfit.module
+    weight = module.source_weight
+    if weight is None or not is_feedback(module.weight, weight):
+        return
+    look.wrong(
+        module.name, found=f"relative error {misfit.error:.3g}", expected=f"at most {MAX_TENSOR_ERROR}",
+        message=f"{module.name}: error feedback (GPTQ) moved it further from the source than any rounding, to suit "
+        "what calibration showed of its inputs; use more tokens, more damping, or another algorithm",
+    )  # fmt: skip
+
+
 def blocks_within_bound(look: Look, module: ModuleView) -> None:
     """Where a tensor as a whole fits, no single block is off by more than rounding can cause."""
     fit = module.fit
@@ -87,13 +95,13 @@ def blocks_within_bound(look: Look, module: ModuleView) -> None:
     weight = module.source_weight
     if not fit.num_bad_blocks or weight is None:
         return
-    feedback = nearest_share(module.weight, weight) < MIN_NEAREST_SHARE
-    if feedback and fit.num_bad_blocks <= MAX_FEEDBACK_BLOCKS * fit.num_blocks:
+    damaged = damaged_blocks(module.weight, weight)
+    if not (number := int((damaged > 0).sum())):
         return
-    row, block, error = fit.worst
+    row, block = divmod(int(damaged.argmax()), damaged.shape[1])
     look.wrong(
-        module.name, found=f"block {block} of row {row} is off by {100 * error:.0f} %",
+        module.name, found=f"block {block} of row {row} is off by {100 * float(damaged[row, block]):.0f} %",
         expected=f"at most {100 * MAX_BLOCK_ERROR:.0f} %",
-        message=f"{module.name}: {fit.num_bad_blocks} of {fit.num_blocks} blocks do not decode to the source; "
+        message=f"{module.name}: {number} of {fit.num_blocks} blocks do not decode to the source; "
         "block scales or codes were damaged",
     )  # fmt: skip
