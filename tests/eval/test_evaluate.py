@@ -11,6 +11,7 @@ import pytest
 
 from eval.conftest import Run, lines, share
 from eval.endpoint import FakeEndpoint, Payload, serving
+from fourfold.demo import model_path
 from fourfold.errors import ConfigError, EvaluationError, OutputError
 from fourfold.evaluate.client import RETRY_PAUSES_S
 from fourfold.results import EvalRecord, Verdict
@@ -179,3 +180,31 @@ def test_one_prompt_gives_no_interval_and_no_test(run: Run, tmp_path: Path) -> N
     (comparison,) = run("again", limit=1, baseline=str(tmp_path / "base")).comparisons
     assert comparison.verdict is Verdict.UNTESTED
     assert "fewer than two prompts" in comparison.words
+
+
+def test_the_command_line_prints_scores_or_the_record(cli, endpoint: FakeEndpoint, tmp_path: Path) -> None:
+    common = ("eval", endpoint.url, "--limit", 5, "--output", tmp_path / "out")
+    shown = cli(*common, "--tasks", "demo-math, size")
+    assert (shown.returncode, "size: fake-model is an address" in shown.stderr) == (2, True)
+    plain = cli(*common, "--tasks", "demo-math")
+    assert plain.returncode == 0, plain.stderr
+    assert "100.00 %" in plain.stdout and "fake-model: demo-math" not in plain.stdout
+    document = cli(*common, "--tasks", "demo-math", "--json", "--baseline", tmp_path / "out")
+    record = EvalRecord.model_validate_json(document.stdout)
+    assert record.comparisons[0].retained == 1.0
+    refused = cli(*common, "--tasks", "demo-maths:x")
+    assert (refused.returncode, refused.stdout) == (2, "")
+    assert "unknown task 'demo-maths:x'; near names: demo-math" in refused.stderr
+
+
+def test_a_folder_without_server_tasks_is_not_served(run: Run, tmp_path: Path) -> None:
+    """``size`` looks at files alone; its figure is the folder's."""
+    record = run(model="demo", tasks=["size"])
+    folder = model_path()
+    total = sum(path.stat().st_size for path in folder.iterdir())
+    weights = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+    assert [metric.score for metric in record.tasks[0].metrics] == [total, weights]
+    assert (record.model.scheme, record.model.size_bytes, record.model.kind) == ("BF16", total, "checkpoint")
+    again = run("again", model="demo", tasks=["size"], baseline=str(tmp_path / "out"))
+    assert [comparison.ratio for comparison in again.comparisons] == [1.0, 1.0]
+    assert {comparison.verdict for comparison in again.comparisons} == {Verdict.UNTESTED}

@@ -13,7 +13,9 @@ from fourfold.results import Direction, MetricResult
 class Size(Measurement[Options]):
     """Sums what lies in the folder; shards apart."""
 
-    needs_endpoint = False
+    def needs_endpoint(self, job: MeasurementJob) -> bool:
+        """Never."""
+        return False
 
     def measure(self, job: MeasurementJob, progress: Progress) -> Measured:
         """:class:`EvaluationError` for an address, whose files are out of sight."""

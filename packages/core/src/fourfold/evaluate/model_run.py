@@ -41,7 +41,7 @@ class ModelRun:
         files = {task.planned.name: self._answers(task) for task in tasks if task.measurement is None}
         with ExitStack() as stack:
             endpoint: Endpoint | None = None
-            if any(t.needs_endpoint and (t.measurement or files[t.planned.name].missing) for t in tasks):
+            if any(self._must_be_asked(task, files, reference) for task in tasks):
                 endpoint = stack.enter_context(self._source.serve(self._registry, self._progress))
                 served = {"served_model": endpoint.model, "server_version": server_version(endpoint)}
                 record = record.model_copy(update=served)
@@ -56,6 +56,11 @@ class ModelRun:
                 else:
                     results.append(self._ask(task, files[task.planned.name], endpoint))
         return record, tuple(results)
+
+    def _must_be_asked(self, task: PreparedTask, files: dict[str, AnswerFile], reference: Path | None) -> bool:
+        if task.measurement is not None:
+            return task.measurement.needs_endpoint(self._job(task, None, reference))
+        return bool(files[task.planned.name].missing)
 
     def _answers(self, task: PreparedTask) -> AnswerFile:
         path = self._folder / RESPONSES_FOLDER / f"{task.planned.file}.jsonl"
@@ -75,10 +80,7 @@ class ModelRun:
                 timeout_s=self._config.timeout_s,
                 progress=self._progress,
             )
-        seconds = time.monotonic() - begin
-        before = self._before.task(task.planned.name) if self._before else None
-        if endpoint is None and before is not None:
-            seconds = before.seconds
+        seconds = self._seconds(task, endpoint, begin)
         scores = [
             task.host.score(
                 [
@@ -91,12 +93,9 @@ class ModelRun:
         answers.write_scored([repeat.prompts for repeat in scores])
         return task_result(task.planned, task.prompts, answers, scores, seed=self._config.seed, seconds=seconds)
 
-    def _measure(self, task: PreparedTask, endpoint: Endpoint | None, reference: Path | None) -> TaskResult:
-        if task.measurement is None:
-            raise EvaluationError(f"task {task.planned.name}: nothing measures it")
-        begin = time.monotonic()
+    def _job(self, task: PreparedTask, endpoint: Endpoint | None, reference: Path | None) -> MeasurementJob:
         name = task.planned.file
-        job = MeasurementJob(
+        return MeasurementJob(
             target=Target(
                 name=self._source.name,
                 endpoint=endpoint,
@@ -111,7 +110,17 @@ class ModelRun:
             concurrency=self._config.concurrency,
             timeout_s=self._config.timeout_s,
         )
-        measured = task.measurement.measure(job, self._progress)
+
+    def _seconds(self, task: PreparedTask, endpoint: Endpoint | None, begin: float) -> float:
+        """Since ``begin``; what it took when it was asked, where nothing was asked now."""
+        before = self._before.task(task.planned.name) if self._before else None
+        return before.seconds if endpoint is None and before else round(time.monotonic() - begin, 3)
+
+    def _measure(self, task: PreparedTask, endpoint: Endpoint | None, reference: Path | None) -> TaskResult:
+        if task.measurement is None:
+            raise EvaluationError(f"task {task.planned.name}: nothing measures it")
+        begin = time.monotonic()
+        measured = task.measurement.measure(self._job(task, endpoint, reference), self._progress)
         return TaskResult(
             task=task.planned.name,
             label=task.planned.name,
@@ -122,6 +131,6 @@ class ModelRun:
             prompts_sha256=measured.prompts_sha256,
             seeds=(self._config.seed,),
             metrics=measured.metrics,
-            seconds=round(time.monotonic() - begin, 3),
+            seconds=self._seconds(task, endpoint, begin),
             details=dict(measured.details),
         )

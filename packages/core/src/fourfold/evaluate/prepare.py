@@ -36,11 +36,6 @@ class PreparedTask:
         """Of the prompts; None for a measurement, which tells afterwards."""
         return None if self.measurement else prompts_sha256(self.prompts)
 
-    @property
-    def needs_endpoint(self) -> bool:
-        """Whether a model must answer for it."""
-        return self.measurement.needs_endpoint if self.measurement else True
-
 
 class BenchmarkHost:
     """Runs a prompt benchmark where it lives: here, or in its environment by a process of its own."""

@@ -176,8 +176,12 @@ class Measured:
 class Measurement(Benchmark[OptionsT]):
     """Measures in its own way, in the process of the runner: divergence, speed, size."""
 
-    #: Whether the model must be served for it.
-    needs_endpoint: bool = True
+    def needs_endpoint(self, job: MeasurementJob) -> bool:
+        """Whether the model must be served for ``job``, whose target has no endpoint yet: not for what is there.
+
+        What makes the job impossible is said here, before anything is served.
+        """
+        return True
 
     @abstractmethod
     def measure(self, job: MeasurementJob, progress: Progress) -> Measured:

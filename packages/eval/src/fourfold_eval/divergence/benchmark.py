@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 
 from fourfold.errors import EvaluationError
@@ -11,7 +13,7 @@ from fourfold.interfaces.server import Endpoint
 from fourfold.progress import Progress
 from fourfold.results import Direction, MetricResult
 from fourfold_eval.divergence.kernel import PositionDivergence, divergence
-from fourfold_eval.divergence.logprobs import fetch_missing, load
+from fourfold_eval.divergence.logprobs import fetch, load, missing
 from fourfold_eval.divergence.sequences import SequenceSet, answer_prompts, chat_prompts
 from fourfold_eval.options import DivergenceOptions
 
@@ -19,23 +21,19 @@ from fourfold_eval.options import DivergenceOptions
 class Divergence(Measurement[DivergenceOptions]):
     """Teacher-forced: at every token of the baseline's answer, both say what they would have put there."""
 
+    def needs_endpoint(self, job: MeasurementJob) -> bool:
+        """Until every text and every distribution is there."""
+        sequences = SequenceSet.load(job.folder) if job.reference is None else self._reference(job.reference)
+        return sequences is None or bool(missing(sequences, job.folder))
+
     def measure(self, job: MeasurementJob, progress: Progress) -> Measured:
         """No metrics for the baseline itself; :class:`EvaluationError` where it has none to compare with."""
-        if job.target.endpoint is None:
-            raise EvaluationError("kl: the model is not served")
         if job.reference is None:
-            sequences = self._own_sequences(job, job.target.endpoint, progress)
-            fetch_missing(sequences, job.target.endpoint, job, progress)
+            sequences = self._own_sequences(job, progress)
+            self._fetch(sequences, job, progress)
             return _measured((), sequences)
-        reference = SequenceSet.load(job.reference)
-        if reference is None:
-            raise EvaluationError(f"kl: the baseline has no distributions in {job.reference}; evaluate kl on it first")
-        if reference.options != self.options:
-            raise EvaluationError(
-                f"kl: the baseline was measured with other options ({reference.options.canonical_json()}); "
-                "give both the same"
-            )
-        fetch_missing(reference, job.target.endpoint, job, progress)
+        reference = self._reference(job.reference)
+        self._fetch(reference, job, progress)
         found = []
         for index in range(len(reference.sequences)):
             base, own = load(job.reference, index), load(job.folder, index)
@@ -45,16 +43,36 @@ class Divergence(Measurement[DivergenceOptions]):
             found.append(divergence(base, own))
         return _measured(_metrics(found, job.seed), reference)
 
-    def _own_sequences(self, job: MeasurementJob, endpoint: Endpoint, progress: Progress) -> SequenceSet:
+    def _reference(self, folder: Path) -> SequenceSet:
+        reference = SequenceSet.load(folder)
+        if reference is None:
+            raise EvaluationError(f"kl: the baseline has no distributions in {folder}; evaluate kl on it first")
+        if reference.options != self.options:
+            given = reference.options.canonical_json()
+            raise EvaluationError(f"kl: the baseline was measured with other options ({given}); give both the same")
+        return reference
+
+    def _fetch(self, sequences: SequenceSet, job: MeasurementJob, progress: Progress) -> None:
+        indices = missing(sequences, job.folder)
+        if indices:
+            fetch(sequences, indices, _endpoint(job), job, progress)
+
+    def _own_sequences(self, job: MeasurementJob, progress: Progress) -> SequenceSet:
         saved = SequenceSet.load(job.folder)
         wanted = chat_prompts(self.options, job)
         if saved is not None and saved.options == self.options and len(saved.sequences) == len(wanted):
             return saved
         if saved is not None:
             raise EvaluationError(f"kl: {job.folder} holds other prompts; choose another --output")
-        made = answer_prompts(wanted, endpoint, self.options, job, progress)
+        made = answer_prompts(wanted, _endpoint(job), self.options, job, progress)
         made.save(job.folder)
         return made
+
+
+def _endpoint(job: MeasurementJob) -> Endpoint:
+    if job.target.endpoint is None:
+        raise EvaluationError(f"kl: {job.target.name} is not served")
+    return job.target.endpoint
 
 
 def _measured(metrics: tuple[MetricResult, ...], sequences: SequenceSet) -> Measured:

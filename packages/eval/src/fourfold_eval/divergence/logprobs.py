@@ -21,13 +21,19 @@ from fourfold_eval.divergence.sequences import SequenceSet
 ALL = -1
 
 
-def fetch_missing(sequences: SequenceSet, endpoint: Endpoint, job: MeasurementJob, progress: Progress) -> None:
-    """Ask for every sequence whose file is not in ``job.folder`` yet."""
+def missing(sequences: SequenceSet, folder: Path) -> list[int]:
+    """Sequences whose distributions are not in ``folder``, or are damaged there."""
+    return [index for index in range(len(sequences.sequences)) if load(folder, index) is None]
+
+
+def fetch(
+    sequences: SequenceSet, indices: list[int], endpoint: Endpoint, job: MeasurementJob, progress: Progress
+) -> None:
+    """Ask for these sequences and write their files to ``job.folder``."""
     top_k = sequences.options.top_k or ALL
-    missing = [index for index in range(len(sequences.sequences)) if load(job.folder, index) is None]
-    progress.begin(f"{job.target.name}: kl distributions", total=len(missing), unit="prompt")
+    progress.begin(f"{job.target.name}: kl distributions", total=len(indices), unit="prompt")
     requests = []
-    for index in missing:
+    for index in indices:
         sequence = sequences.sequences[index]
         payload = {
             "model": endpoint.model,
