@@ -3,7 +3,7 @@
 from fourfold.compare.engine import DEFAULT_TOLERANCE, compare
 from fourfold.compare.html import render_html
 from fourfold.compare.report import CAUSE_TEXT, Cause, CompareReport, Difference, Level, Part, Status
-from fourfold.compare.tables import Table, report_tables, verdict
+from fourfold.compare.tables import report_tables, verdict
 
 __all__ = [
     "CAUSE_TEXT",
@@ -14,7 +14,6 @@ __all__ = [
     "Level",
     "Part",
     "Status",
-    "Table",
     "compare",
     "render_html",
     "report_tables",

@@ -3,22 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 
 from fourfold.compare.report import CAUSE_TEXT, Cause, CompareReport, Status, TableRow
+from fourfold.page import NONE, Table
 
 #: How many differing tensors a table lists; the JSON report has them all.
 NUM_LISTED = 40
-NONE = "-"
-
-
-@dataclass(frozen=True)
-class Table:
-    """Rows of text under a title; every row is as long as ``header``."""
-
-    title: str
-    header: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
 
 
 def report_tables(report: CompareReport) -> tuple[Table, ...]:
