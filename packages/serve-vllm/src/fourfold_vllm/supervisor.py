@@ -19,7 +19,8 @@ import threading
 import time
 from pathlib import Path
 
-GRACE_S = 10.0
+#: vLLM 0.32 ends in under a second when asked; a worker that hangs does not get longer than this.
+GRACE_S = 5.0
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
 _POLL_S = 0.1
