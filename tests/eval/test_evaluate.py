@@ -13,7 +13,7 @@ from eval.conftest import Run, lines, share
 from eval.endpoint import FakeEndpoint, Payload, serving
 from fourfold.demo import model_path
 from fourfold.errors import ConfigError, EvaluationError, OutputError
-from fourfold.evaluate.client import RETRY_PAUSES_S
+from fourfold.evaluate.client import RETRY_PAUSES_S, api_base
 from fourfold.results import EvalRecord, Verdict
 
 
@@ -116,6 +116,19 @@ def test_a_dead_connection_is_an_endpoint_down_too(run: Run, solve, tmp_path: Pa
         run("gone", model=url, limit=3)
     with pytest.raises(EvaluationError, match=r"nothing answers there .*; is the server up"):
         run("gone", model=url, limit=6)
+
+
+@pytest.mark.parametrize(
+    ("given", "base"),
+    [
+        ("http://h:1", "http://h:1/v1"),
+        ("https://h/x/v1/chat/completions", "https://h/x/v1"),
+        ("http://h/v1/", "http://h/v1"),
+        ("http://h/v1beta", "http://h/v1beta/v1"),
+    ],
+)
+def test_addresses_are_understood(given: str, base: str) -> None:
+    assert api_base(given) == base
 
 
 def test_a_refused_prompt_is_named_and_not_tried_again(run: Run, endpoint: FakeEndpoint) -> None:

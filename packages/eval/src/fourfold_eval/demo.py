@@ -61,7 +61,10 @@ class _DemoTask(PromptBenchmark[DemoOptions]):
         )
 
     def _problems(self, job: BenchmarkJob) -> list[Problem]:
-        return get_task(self.task).generate("test", job.limit or HELD_OUT_COUNT, self.options.problem_seed)
+        try:
+            return get_task(self.task).generate("test", job.limit or HELD_OUT_COUNT, self.options.problem_seed)
+        except ValueError as error:
+            raise EvaluationError(f"--limit: {error}") from None
 
 
 class DemoMath(_DemoTask):

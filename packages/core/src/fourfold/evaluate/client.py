@@ -57,9 +57,9 @@ def api_base(url: str) -> str:
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise EvaluationError(f"{url}: not an address such as http://127.0.0.1:8888/v1")
-    path = parts.path.rstrip("/")
-    path = path[: path.index("/v1") + 3] if "/v1" in path else path + "/v1"
-    return urlunsplit((parts.scheme, parts.netloc, path, "", ""))
+    segments = parts.path.rstrip("/").split("/")
+    kept = segments[: segments.index("v1")] if "v1" in segments else segments
+    return urlunsplit((parts.scheme, parts.netloc, "/".join([*kept, "v1"]), "", ""))
 
 
 def served_models(base: str) -> tuple[str, ...]:

@@ -19,6 +19,7 @@ from fourfold_eval.options import HarnessOptions, HarnessTaskOptions
 
 OptionsT = TypeVar("OptionsT", bound=HarnessOptions)
 
+LANGDETECT_SEED = 0
 _RECORDED = ("datasets", "fourfold-eval", "immutabledict", "langdetect", "lm_eval", "nltk", "numpy", "sacrebleu")
 
 
@@ -94,6 +95,15 @@ class IfEval(_OwnTask):
         for mode in ("strict", "loose")
         for level in ("prompt", "inst")
     }
+
+    def score(self, job: BenchmarkJob, answers: Sequence[Answer]) -> Scores:
+        """The harness's metrics; its guesses of a language are drawn at random, here with a seed."""
+        import langdetect
+
+        # Its documented switch. Unseeded, the same answers score otherwise from run to run.
+        langdetect.DetectorFactory.seed = LANGDETECT_SEED
+        scores = super().score(job, answers)
+        return scores.model_copy(update={"details": {**scores.details, "langdetect_seed": LANGDETECT_SEED}})
 
     def _check(self, recorder: Recorder) -> None:
         require_punkt([instance.doc for _, instance in recorder.instances])
