@@ -36,6 +36,8 @@ from fourfold.stages.request import QuantizeRequest
 #: Run -> quantizer, its options, unfuser, scheme.
 RUNS: dict[str, tuple[str, dict[str, Any], str, str]] = {
     "reference": ("reference", {}, "reference", "W4A4"),
+    "reference-fused": ("reference", {"fuse": True}, "reference", "W4A4"),
+    "reference-stream-fused": ("reference", {"stream": True, "fuse": True}, "reference", "W4A4"),
     "reference-stream": ("reference", {"stream": True}, "reference", "W4A4"),
     "reference-stream-spilled": ("reference", {"stream": True, "host_memory_gib": 0.0}, "reference", "W4A4"),
     "reference-weights-only": ("reference", {}, "reference", "W4A16"),
@@ -99,13 +101,13 @@ class MemoryWatch(threading.Thread):
 
     def __init__(self) -> None:
         super().__init__(daemon=True)
-        self._stop = threading.Event()
+        self._ended = threading.Event()
         self.own, self.with_files, self.device = 0.0, 0.0, 0.0
         self._device_before = device_gb()
 
     def run(self) -> None:
         """Sample until :meth:`finish`."""
-        while not self._stop.wait(_SAMPLE_S):
+        while not self._ended.wait(_SAMPLE_S):
             statuses = [status for pid in children() if (status := memory_of(pid))]
             self.own = max(self.own, sum(s["RssAnon"] + s["RssShmem"] for s in statuses))
             self.with_files = max(self.with_files, sum(s["VmRSS"] for s in statuses))
@@ -113,7 +115,7 @@ class MemoryWatch(threading.Thread):
 
     def finish(self) -> dict[str, float]:
         """The peaks."""
-        self._stop.set()
+        self._ended.set()
         self.join()
         peaks = {"peak_rss_gb": self.own, "peak_rss_with_files_gb": self.with_files, "peak_device_gb": self.device}
         return {name: round(value, 2) for name, value in peaks.items()}

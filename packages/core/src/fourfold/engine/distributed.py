@@ -45,6 +45,7 @@ class Request(Config):
     batch_size: int
     device: str
     attention: str
+    fuse: bool = False
     output: Path
 
 
@@ -61,7 +62,7 @@ def processes_for(asked: int, device: str) -> int:
 
 
 def calibrate_in_processes(
-    job: QuantizeJob, attention: str, processes: int, progress: Progress
+    job: QuantizeJob, attention: str, fuse: bool, processes: int, progress: Progress
 ) -> list[LayerObservations]:
     """Every layer's observations. Raises :class:`StageError` with the end of the log when a process died."""
     from safetensors.torch import load_file
@@ -78,6 +79,7 @@ def calibrate_in_processes(
             batch_size=job.batch_size,
             device="cpu" if job.device == "cpu" else "cuda",
             attention=attention,
+            fuse=fuse,
             output=folder / "observations.safetensors",
         )
         (folder / "request.json").write_text(request.model_dump_json(), encoding="utf-8")
@@ -113,7 +115,9 @@ def calibrate(request: Request, rank: int, world: int, device: torch.device) -> 
             f"{len(batches)} calibration batches for {world} processes; lower --batch-size or use fewer processes"
         )
     reader = TensorReader(source)
-    model = LayerwiseModel(request.model_path, reader, tuple(source.tensors), str(device), request.attention)
+    model = LayerwiseModel(
+        request.model_path, reader, tuple(source.tensors), str(device), request.attention, fuse=request.fuse
+    )
     calibration = Calibration(model, gemma, batches[rank::world], NoProgress())
     merged: dict[str, torch.Tensor] = {}
     for layer in calibration.resident():

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 from weakref import WeakKeyDictionary
 
 import torch
@@ -29,13 +29,23 @@ IMPLEMENTATION: Final = "fourfold_observed"
 _GROUPED_CAPABILITY = (8, 0)
 
 
+class ExpertsCall(NamedTuple):
+    """What an experts module was given and made of it: ``hidden_states`` [T, H], its rows as gate and up read them
+    [S, H], what down reads [S, I], and each row's expert and token (int64 [S]).
+    """
+
+    hidden_states: torch.Tensor
+    gate_up_rows: torch.Tensor
+    down_rows: torch.Tensor
+    expert_S: torch.Tensor
+    token_S: torch.Tensor
+
+
 class ExpertsObserver(Protocol):
     """Who watches an experts module."""
 
-    def see_experts(
-        self, gate_up_rows: torch.Tensor, down_rows: torch.Tensor, expert_S: torch.Tensor, token_S: torch.Tensor
-    ) -> None:
-        """Inputs of gate and up [S, H] and of down [S, I], and each row's expert and token (int64 [S])."""
+    def see_experts(self, call: ExpertsCall) -> None:
+        """One call of the module."""
 
 
 _observers: WeakKeyDictionary[nn.Module, ExpertsObserver] = WeakKeyDictionary()
@@ -67,19 +77,20 @@ def observed_experts(
     expert_S, order = torch.sort(top_k_index.reshape(-1), stable=True)
     token_S = order // k
     ends_E = expert_S.bincount(minlength=experts.num_experts).cumsum(0)
-    rows = hidden_states[token_S]
+    rows = hidden_states.index_select(0, token_S)
     gate, up = grouped_linear(rows, experts.gate_up_proj, ends_E).chunk(2, dim=-1)
     inner = experts.act_fn(gate) * up
     if (observer := _observers.get(experts)) is not None:
-        observer.see_experts(rows, inner, expert_S, token_S)
-    weighted = grouped_linear(inner, experts.down_proj, ends_E) * top_k_weights.reshape(-1)[order, None]
-    weighted = weighted.to(hidden_states.dtype)
+        observer.see_experts(ExpertsCall(hidden_states, rows, inner, expert_S, token_S))
+    weighted = grouped_linear(inner, experts.down_proj, ends_E)
+    # The product is float32, and rounded as it is stored: no float32 copy of the rows.
+    torch.mul(weighted, top_k_weights.reshape(-1).index_select(0, order)[:, None], out=weighted)
     position = torch.empty_like(order)
     position[order] = torch.arange(len(order), device=order.device)
-    position = position.view(num_tokens, k).sort(dim=1).values  # rows are sorted by expert
+    in_expert_order = position.view(num_tokens, k).sort(dim=1).values.T.contiguous()  # rows are sorted by expert
     total = torch.zeros_like(hidden_states)
-    for nth in range(k):
-        total += weighted[position[:, nth]]
+    for nth in in_expert_order:
+        total += weighted.index_select(0, nth)
     return total
 
 

@@ -49,14 +49,27 @@ class _Recorder(nn.Module):
 class LayerwiseModel:
     """The model of a folder, its layers empty."""
 
-    def __init__(self, path: Path, reader: TensorReader, tensors: tuple[str, ...], device: str, attention: str) -> None:
-        """``tensors`` are all names in the folder; ``attention`` is a Transformers attention implementation."""
+    def __init__(
+        self,
+        path: Path,
+        reader: TensorReader,
+        tensors: tuple[str, ...],
+        device: str,
+        attention: str,
+        *,
+        fuse: bool = False,
+    ) -> None:
+        """``tensors`` are all names in the folder; ``attention`` is a Transformers attention implementation.
+
+        ``fuse`` compiles the norms, whose passes over memory take more time than the products; their sums are then
+        taken in another order, which can move a last bit.
+        """
         from transformers import AutoConfig
 
         experts.register()
         self.device = torch.device(device)
         self._reader, self._tensors = reader, tensors
-        self._config = AutoConfig.from_pretrained(path, local_files_only=True)
+        self._config = AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
         self._raw_config = read_json(path / CONFIG_FILE)
         self._settings = {
             "dtype": torch.bfloat16, "attn_implementation": attention, "experts_implementation": experts.IMPLEMENTATION
@@ -73,6 +86,10 @@ class LayerwiseModel:
             whole = self._loader().from_config(self._config, **self._settings)
         self._class: Any = type(whole)
         self.layers = list(whole.get_decoder().layers)
+        for layer in self.layers if fuse else ():
+            for module in layer.modules():
+                if type(module).__name__.endswith("RMSNorm"):
+                    module.compile(dynamic=False)
         self._front: nn.Module | None = None
         self._front_has_media = False
         self._recorders: list[_Recorder] = []
@@ -154,7 +171,11 @@ class LayerwiseModel:
         logging.set_verbosity_error()  # the small layers' weights are missing, as they should be
         try:
             model = self._class.from_pretrained(
-                None, config=config, state_dict={name: self._reader.read(name) for name in names}, **self._settings
+                None,
+                config=config,
+                state_dict={name: self._reader.read(name) for name in names},
+                trust_remote_code=False,
+                **self._settings,
             )
         finally:
             logging.set_verbosity(verbosity)

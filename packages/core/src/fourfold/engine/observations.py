@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from fourfold.engine.experts import watched
+from fourfold.engine.experts import ExpertsCall, watched
 from fourfold.engine.moments import MomentKind, Moments
 
 if TYPE_CHECKING:
@@ -102,17 +102,19 @@ class LayerObserver:
 
         return see
 
-    def see_experts(
-        self, gate_up_rows: torch.Tensor, down_rows: torch.Tensor, expert_S: torch.Tensor, token_S: torch.Tensor
-    ) -> None:
+    def see_experts(self, call: ExpertsCall) -> None:
         """See :class:`fourfold.engine.experts.ExpertsObserver`."""
-        for kind, rows in ((GATE_UP, gate_up_rows), (DOWN, down_rows)):
-            amax_S = rows.abs().amax(-1).float()
-            self._experts[kind].scatter_reduce_(0, expert_S, amax_S, "amax")
-            if self._kind is not None:
-                self._of(kind, rows, self._num_experts).add(rows, expert_S.bincount(minlength=self._num_experts))
+        expert_S = call.expert_S
+        # A token's largest value is its rows' in every expert: taken before it is repeated.
+        token_amax = _row_amax(call.hidden_states).index_select(0, call.token_S)
+        self._experts[GATE_UP].scatter_reduce_(0, expert_S, token_amax, "amax")
+        self._experts[DOWN].scatter_reduce_(0, expert_S, _row_amax(call.down_rows), "amax")
+        if self._kind is not None:
+            rows_E = expert_S.bincount(minlength=self._num_experts)
+            for kind, rows in ((GATE_UP, call.gate_up_rows), (DOWN, call.down_rows)):
+                self._of(kind, rows, self._num_experts).add(rows, rows_E)
         if self.keep_T is not None:
-            expert_S = expert_S[self.keep_T[token_S]]
+            expert_S = expert_S[self.keep_T[call.token_S]]
         self._tokens_E += expert_S.bincount(minlength=self._num_experts)
 
     def _of(self, name: str, rows: torch.Tensor, count: int) -> Moments:
@@ -129,3 +131,8 @@ class LayerObserver:
             tokens_E=self._tokens_E.cpu(),
             moments=self._moments,
         )
+
+
+def _row_amax(rows: torch.Tensor) -> torch.Tensor:
+    """Largest absolute value of each row, float32 [S]."""
+    return torch.maximum(rows.amax(-1), -rows.amin(-1)).float()

@@ -120,6 +120,14 @@ class UnfusedExperts(nn.Module):
         """The module this one stands in for."""
         return self._fused[0]
 
+    def __len__(self) -> int:
+        return self.num_experts
+
+    def __iter__(self) -> Iterator[ExpertMLP]:
+        """The experts in order, as a ``nn.ModuleList`` of them would give them; ModelOpt's export asks for it."""
+        for expert in range(self.num_experts):
+            yield self.get_submodule(str(expert))  # type: ignore[misc]
+
     def linears(self) -> Iterator[tuple[int, str, nn.Module]]:
         """Every (expert, projection, linear)."""
         for expert in range(self.num_experts):

@@ -43,6 +43,8 @@ class ReferenceQuantizerOptions(QuantizerOptions):
     expert_inputs: Literal["expert", "layer"] = "expert"
     #: Transformers' attention while calibrating; ``auto`` is eager on a CPU, as ModelOpt's backend has it, else sdpa.
     attention: Literal["auto", "eager", "sdpa"] = "auto"
+    #: Compile the norms while calibrating: faster on a GPU, and the last bit of an amax may differ.
+    fuse: bool = False
     #: Folder where a streamed run keeps finished layers and hidden states, to go on from when it was interrupted.
     work: str | None = None
     #: Host memory for hidden states; what is over it goes to disk. With ``work`` all of them do.

@@ -72,7 +72,7 @@ class ReferenceQuantizer(Quantizer[ReferenceQuantizerOptions]):
         from fourfold.engine.distributed import calibrate_in_processes, processes_for
 
         if (processes := processes_for(self.options.processes, job.device)) > 1:
-            observed = calibrate_in_processes(job, self._attention(job), processes, progress)
+            observed = calibrate_in_processes(job, self._attention(job), self.options.fuse, processes, progress)
             for index, observations in enumerate(observed):
                 yield ObservedLayer(index, observations, reader.module)
         else:
@@ -134,7 +134,8 @@ class ReferenceQuantizer(Quantizer[ReferenceQuantizerOptions]):
         from fourfold.engine.moments import MomentKind
 
         kinds = {"local-hessian": MomentKind.BLOCKS, "gptq": MomentKind.FULL}
-        model = LayerwiseModel(job.model_path, reader, tuple(job.source.tensors), job.device, self._attention(job))
+        names, attention = tuple(job.source.tensors), self._attention(job)
+        model = LayerwiseModel(job.model_path, reader, names, str(_device(job)), attention, fuse=self.options.fuse)
         batches = batches_of(job.tokens, job.batch_size)
         return Calibration(model, job.gemma, batches, progress, kinds.get(self.options.algorithm))
 
