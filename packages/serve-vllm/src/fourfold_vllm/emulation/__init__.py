@@ -21,6 +21,10 @@ def register() -> None:
     settings = Settings.from_environment(os.environ)
     from vllm.platforms import current_platform
 
+    if current_platform.device_type == "cpu":
+        from fourfold_vllm.cpu_attention import register_cpu_attention
+
+        register_cpu_attention()
     if settings.applies_to(current_platform.device_type):
         from fourfold_vllm.emulation.config import register_configs
 
