@@ -11,6 +11,7 @@ from fourfold.cli.doctor import doctor
 from fourfold.cli.eval import eval as evaluate
 from fourfold.cli.guard import guarded
 from fourfold.cli.inspect import inspect
+from fourfold.cli.plan import plan
 from fourfold.cli.quantize import quantize
 from fourfold.cli.sensitivity import sensitivity
 from fourfold.cli.serve import bench, serve, smoke
@@ -25,7 +26,21 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-for command in (setup, doctor, backends, inspect, quantize, verify, compare, convert, sensitivity, serve, smoke, bench):
+for command in (
+    setup,
+    doctor,
+    backends,
+    inspect,
+    quantize,
+    verify,
+    compare,
+    convert,
+    sensitivity,
+    plan,
+    serve,
+    smoke,
+    bench,
+):
     app.command(name=command.__name__)(guarded(command))
 app.command(name="eval")(guarded(evaluate))
 app.add_typer(study)

@@ -28,6 +28,22 @@ def resolve_model(name: str) -> Path:
     return _fetch(name)
 
 
+def resolve_config(name: str) -> Path:
+    """The ``config.json`` of a hub id, alone; :class:`ModelError` says what was tried."""
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    if not _HUB_ID.match(name):
+        raise ModelError(f"{name}: no such model; give 'demo', a folder, or a hub id such as google/gemma-4-26B-A4B-it")
+    try:
+        return Path(hf_hub_download(name, "config.json"))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ModelError(
+            f"{name}: no folder of that name, and its config.json cannot be had ({reason[:160]})"
+        ) from None
+
+
 def _fetch(name: str) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
