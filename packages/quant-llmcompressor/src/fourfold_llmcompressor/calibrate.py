@@ -53,7 +53,8 @@ def calibrate(
     layers = decoder_layers(model)
     watch = CalibrationWatch(experts=list(experts.values()), num_experts=job.gemma.num_experts)
     watch.expect([batch["attention_mask"] for batch in batches], layers, progress.advance)
-    modifier = quantization_modifier(options, job.recipe, model, {m.name for m in job.targets})
+    targets = {str(m.name) for m in job.targets}
+    modifier = quantization_modifier(options, job.recipe, model, targets)
     progress.begin("observe", total=len(layers) * len(batches) or None, unit="layer")
     with contextlib.ExitStack() as stack:
         warnings = stack.enter_context(quiet_toolchain())
@@ -62,7 +63,7 @@ def calibrate(
         if options.algorithm == "autoround":
             stack.enter_context(shared_kv_replayable(model))
         # In a pass of their own: scales of activations must be those of the transformed model.
-        if transforms := transform_modifiers(options, smooth_pairs(job)):
+        if transforms := transform_modifiers(options, smooth_pairs(job), model, targets):
             _run(model, transforms, batches, options, pipeline="sequential")
         layer_by_layer = options.algorithm in _LAYER_BY_LAYER
         pipeline = "sequential" if layer_by_layer else "basic" if batches else "datafree"

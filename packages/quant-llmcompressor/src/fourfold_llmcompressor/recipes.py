@@ -42,7 +42,9 @@ _FP8_KV = {
 }
 
 
-def transform_modifiers(options: LlmcompressorOptions, smooth_pairs: Mapping[str, str]) -> list[Modifier]:
+def transform_modifiers(
+    options: LlmcompressorOptions, smooth_pairs: Mapping[str, str], model: nn.Module, targets: Collection[str]
+) -> list[Modifier]:
     """What runs in a pass of its own before quantization: AWQ or SmoothQuant over ``smooth_pairs``, else
     nothing.
 
@@ -56,7 +58,12 @@ def transform_modifiers(options: LlmcompressorOptions, smooth_pairs: Mapping[str
     # One pattern a side; llm-compressor pairs the matches by their common parent.
     up, down = full_match(smooth_pairs), full_match(smooth_pairs.values())
     if options.algorithm == "awq":
-        return [AWQModifier(mappings=[AWQMapping(up, [down])], n_grid=options.awq_grid_points)]
+        # AWQ takes the grid it searches with from a quantization modifier beside it and is refused without one.
+        # Its scales are thrown away: the pass to come resets them and observes the transformed model.
+        grid = QuantizationModifier(
+            targets=["Linear"], scheme=_PRESETS[Scheme.W4A16], ignore=ignore_patterns(model, targets)
+        )
+        return [AWQModifier(mappings=[AWQMapping(up, [down])], n_grid=options.awq_grid_points), grid]
     if options.algorithm == "smoothquant":
         return [SmoothQuantModifier(mappings=[[[down], up]], smoothing_strength=options.smoothing_strength)]
     return []
