@@ -40,7 +40,7 @@ def resolve_config(name: str) -> Path:
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ModelError(
-            f"{name}: no folder of that name, and its config.json cannot be had ({reason[:160]})"
+            f"{name}: no folder of that name, and the hub gave no config.json ({reason[:160]})"
         ) from None
 
 

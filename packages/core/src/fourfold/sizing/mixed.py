@@ -3,9 +3,9 @@
 A unit is one layer's linears of one role: a server wants a layer's experts and a layer's q, k, v alike, and a report of
 ``fourfold sensitivity`` has one error a unit. Units' errors add up in the prediction; that is the model, not a fact.
 
-Exact, because sizes repeat: layers have few different shapes, and among units of equal size those with the least error go
-into NVFP4 first (exchange any other choice and it gets no worse). So a choice is a count per size, and counts are joined
-class by class, dropping every partial choice that another beats in both bytes and error.
+Exact, because sizes repeat: layers have few different shapes, and among units of equal size those with the least error
+go into NVFP4 first (exchange any other choice and it gets no worse). So a choice is a count per size, and counts are
+joined class by class, dropping every partial choice that another beats in both bytes and error.
 """
 
 from __future__ import annotations
@@ -20,6 +20,9 @@ from fourfold.models.gemma4 import ModuleKind
 from fourfold.sensitivity.report import SensitivityReport
 from fourfold.sizing.shapes import ModelShape
 from fourfold.sizing.sizes import unit_saving
+
+#: Saving, error, and the count of each class so far.
+_State = tuple[int, float, tuple[int, ...]]
 
 
 @dataclass(frozen=True)
@@ -56,8 +59,7 @@ def best_mix(units: Sequence[Unit], needed: int) -> Mix | None:
     for unit in units:
         classes[unit.saving].append(unit)
     ordered = [sorted(members, key=lambda unit: (unit.error, unit.layer, unit.kind)) for members in classes.values()]
-    # (saving, error, count of each class so far)
-    states: list[tuple[int, float, tuple[int, ...]]] = [(0, 0.0, ())]
+    states: list[_State] = [(0, 0.0, ())]
     for members in ordered:
         errors = [0.0, *accumulate(unit.error for unit in members)]
         joined = [
@@ -74,11 +76,9 @@ def best_mix(units: Sequence[Unit], needed: int) -> Mix | None:
     return Mix(tuple(sorted(chosen, key=lambda unit: (unit.layer, unit.kind))), saving, error)
 
 
-def _undominated(
-    states: Iterable[tuple[int, float, tuple[int, ...]]], needed: int
-) -> list[tuple[int, float, tuple[int, ...]]]:
+def _undominated(states: Iterable[_State], needed: int) -> list[_State]:
     """Those that no other beats: more saved is of no use beyond ``needed``, but kept where errors are equal."""
-    kept: list[tuple[int, float, tuple[int, ...]]] = []
+    kept: list[_State] = []
     least = float("inf")
     for state in sorted(states, key=lambda state: (-min(state[0], needed), state[1], -state[0])):
         if state[1] < least:
@@ -90,8 +90,8 @@ def _undominated(
 def units_of(shape: ModelShape, report: SensitivityReport) -> tuple[tuple[Unit, ...], str]:
     """Every unit with its error from the report, and what the error is.
 
-    That is the divergence of the model's answers where every group has one, else the squared change of the layer's output
-    (squares of independent errors add up).
+    That is the divergence of the model's answers where every group has one, else the squared change of the layer's
+    output (squares of independent errors add up).
 
     Raises :class:`ConfigError` for a report of another model or of part of the model.
     """
@@ -105,14 +105,13 @@ def units_of(shape: ModelShape, report: SensitivityReport) -> tuple[tuple[Unit, 
             "measure the unquantized model itself with fourfold sensitivity"
         )
     divergences = all(row.kl is not None for row in rows.values())
+    errors = {key: (row.kl or 0.0) if divergences else row.stream_error**2 for key, row in rows.items()}
     units = tuple(
         Unit(
             layer=layer.index,
             kind=kind,
             saving=unit_saving(layer.numel(kind), layer.copies(kind)),
-            error=max(
-                0.0, (rows[layer.index, kind].kl or 0.0) if divergences else rows[layer.index, kind].stream_error ** 2
-            ),
+            error=max(0.0, errors[layer.index, kind]),
         )
         for layer in shape.layers
         for kind in ModuleKind

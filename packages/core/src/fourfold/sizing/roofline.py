@@ -1,16 +1,16 @@
 """Tokens a second of one sequence: a roofline of memory traffic with a floor under every kernel.
 
-At batch 1 a GPU waits for weights. A kernel that reads ``b`` bytes takes ``max(KERNEL_S, b / (BYTES_SHARE x bandwidth))``:
-either the memory decides, or what every kernel costs whatever it does (launch, ramp, tail). A token is
+At batch 1 a GPU waits for weights. A kernel that reads ``b`` bytes takes ``max(KERNEL_S, b / (BYTES_SHARE x
+bandwidth))``: either the memory decides, or what a kernel costs whatever it does (launch, ramp, tail). A token is
 
     sum over layers of  q+k+v, output, dense gate+up, dense down, router, expert gate+up, expert down, attention's cache
     + the head,
     + ``SMALL_KERNELS`` kernels a layer that move next to nothing (norms, rotary, routing, activations), a floor each.
 
-Both constants are one for all GPUs, recipes and engines. They were fitted to the eight published speeds of the 26B in
-``tests/core/sizing/published.py``, by least squares on the logarithm; docs/sizing.md has each row's error, and the error
-when that row is left out of the fit. W4A4 and W4A16 read the same bytes and get the same prediction: which of the two
-kernels a server has is not in the model. Not in it either: batches, prefill, speculative decoding, several GPUs.
+Both constants are one for all GPUs, recipes and engines. They were fitted to the eight speeds of the 26B in
+``tests/core/sizing/published.py``, by least squares on the logarithm; docs/sizing.md has each row's error, and the
+error when that row is left out of the fit. W4A4 and W4A16 read the same bytes and get the same prediction: which of the
+two kernels a server has is not in the model. Not in it either: batches, prefill, speculative decoding, several GPUs.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """A Gemma 4 MoE's shapes from ``config.json`` alone: no weights, no transformers.
 
-Gemma 4's attention comes in two kinds. A sliding layer has ``num_key_value_heads`` of ``head_dim`` and keeps a window of
-keys and values. A full layer has ``num_global_key_value_heads`` of ``global_head_dim`` and keeps them all; under
+Gemma 4's attention comes in two kinds. A sliding layer has ``num_key_value_heads`` of ``head_dim`` and keeps a window
+of keys and values. A full layer has ``num_global_key_value_heads`` of ``global_head_dim`` and keeps them all; under
 ``attention_k_eq_v`` it has no ``v_proj`` (the server reads ``k_proj`` into both places, and caches keys and values
 apart, as they are normalised differently).
 
