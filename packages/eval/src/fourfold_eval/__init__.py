@@ -1,1 +1,1 @@
-"""Fourfold's benchmarks, statistics, report and model card."""
+"""Fourfold's benchmarks: lm-evaluation-harness tasks, the demo's, KL, size, speed."""
