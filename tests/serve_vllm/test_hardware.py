@@ -43,6 +43,7 @@ def nvidia_smi(tmp_path, monkeypatch):
         ("NVIDIA L40S", "l40s"),
         ("NVIDIA A100-SXM4-40GB", "a100-40"),
         ("NVIDIA A100-SXM4-80GB", "a100"),
+        ("NVIDIA A100 80GB PCIe", "a100-pcie"),
         ("Tesla T4", None),
         ("NVIDIA L40", None),
     ],

@@ -124,6 +124,13 @@ def test_death_while_starting_shows_the_last_30_lines(tmp_path):
     assert lines == [f"  line {i}" for i in range(70, 100)]
 
 
+def test_a_cause_further_up_is_told_first(tmp_path):
+    code = "print('(EngineCore) ValueError: no such scale')\nfor i in range(60): print('line', i)\nraise SystemExit(1)"
+    message = r"\(exit code 1\); first error: ValueError: no such scale; the last 30 lines of "
+    with run_process(python(code), {}, tmp_path / "log") as server, pytest.raises(ServerError, match=message):
+        wait_ready(server, "http://127.0.0.1:9/health", 60, NoProgress())
+
+
 def test_death_by_signal_says_which(tmp_path):
     code = "import os, signal; os.kill(os.getpid(), signal.SIGKILL)"
     message = r"ended while starting \(signal 9; the machine may be out of memory\)"

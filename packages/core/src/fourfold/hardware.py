@@ -123,8 +123,9 @@ _TABLE = (
     _gpu("rtx-4090", "GeForce RTX 4090", (8, 9), 24, 1008, (165.2, 330.3, None), "RTX 4090"),
     # Ampere GA102 paper.
     _gpu("rtx-3090", "GeForce RTX 3090", (8, 6), 24, 936, (71, None, None), "RTX 3090"),
-    # A100 data sheet: 80 GB SXM, 40 GB.
-    _gpu("a100", "A100 80 GB SXM", (8, 0), 80, 2039, (312, None, None), "A100-SXM4-80GB", "A100 80GB"),
+    # A100 data sheet: 80 GB SXM, 80 GB PCIe, 40 GB.
+    _gpu("a100", "A100 80 GB SXM", (8, 0), 80, 2039, (312, None, None), "A100-SXM4-80GB"),
+    _gpu("a100-pcie", "A100 80 GB PCIe", (8, 0), 80, 1935, (312, None, None), "A100 80GB PCIe"),
     _gpu("a100-40", "A100 40 GB", (8, 0), 40, 1555, (312, None, None), "A100-SXM4-40GB", "A100-PCIE-40GB"),
 )  # fmt: skip
 

@@ -35,6 +35,7 @@ _STAGES = (
     (re.compile(r"Capturing CUDA graph"), "vLLM: capturing CUDA graphs"),
     (re.compile(r"Application startup complete"), "vLLM: ready"),
 )
+_ERROR = re.compile(r"\b[A-Z][A-Za-z]*(?:Error|Exception): .+")
 
 
 @dataclass(frozen=True)
@@ -142,6 +143,12 @@ def _how(code: int) -> str:
 
 
 def tail(log: Path) -> str:
-    """The last lines of a log, set off for a message."""
-    lines = log.read_text(encoding="utf-8", errors="replace").splitlines()[-TAIL_LINES:]
-    return f"; the last {len(lines)} lines of {log}:\n" + "\n".join(f"  {line}" for line in lines)
+    """The last lines of a log, set off for a message; before them the first error, where it stands further up.
+
+    When vLLM's engine dies, its API server dies after it, with a long trace of its own that names no cause.
+    """
+    everything = log.read_text(encoding="utf-8", errors="replace").splitlines()
+    lines = everything[-TAIL_LINES:]
+    first = next((match[0] for line in everything[:-TAIL_LINES] if (match := _ERROR.search(line))), None)
+    cause = f"; first error: {first}" if first else ""
+    return f"{cause}; the last {len(lines)} lines of {log}:\n" + "\n".join(f"  {line}" for line in lines)

@@ -7,6 +7,8 @@ from fourfold.interfaces.server import ServePlan
 from fourfold.progress import Progress
 from fourfold.serving.target import Target, wait_for_exit
 
+INTERRUPTED = 130
+
 
 def plan_of(target: Target, *, docker: bool) -> ServePlan:
     """The plan; :class:`ConfigError` for an address, and where a container is asked for and there is none."""
@@ -22,18 +24,20 @@ def plan_of(target: Target, *, docker: bool) -> ServePlan:
 
 
 def serve_until_interrupted(target: Target, progress: Progress) -> int:
-    """Serve until Ctrl-C (0); :class:`ServerError` when the server ends by itself, naming its log.
+    """Serve until Ctrl-C: 0 once it has answered, 130 before. :class:`ServerError` when it ends by itself.
 
     An address is only checked: somebody else runs it.
     """
-    with target.open(progress) as endpoint:
-        if not endpoint.owned:
-            progress.note(f"{endpoint.url} answers and serves {endpoint.model}; it is not ours to stop")
-            return 0
-        progress.note(f"ready: {endpoint.url} serves {endpoint.model}; Ctrl-C stops it")
-        try:
+    answered = False
+    try:
+        with target.open(progress) as endpoint:
+            answered = True
+            if not endpoint.owned:
+                progress.note(f"{endpoint.url} answers and serves {endpoint.model}; it is not ours to stop")
+                return 0
+            progress.note(f"ready: {endpoint.url} serves {endpoint.model}; Ctrl-C stops it")
             code = wait_for_exit(endpoint)
-        except KeyboardInterrupt:
-            progress.note("stopping")
-            return 0
-        raise ServerError(f"the server ended by itself (exit code {code}); its log is {endpoint.log}")
+            raise ServerError(f"the server ended by itself (exit code {code}); its log is {endpoint.log}")
+    except KeyboardInterrupt:
+        progress.note("the server is stopped" if answered else "stopped before it answered")
+        return 0 if answered else INTERRUPTED
