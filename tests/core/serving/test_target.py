@@ -1,0 +1,63 @@
+"""From what the user gives to a server, or to an endpoint that somebody else runs."""
+
+from __future__ import annotations
+
+import pytest
+
+from fourfold.demo import model_path
+from fourfold.errors import ConfigError, ModelError, ServerError, UnknownNameError
+from fourfold.plugins import Registry, build_plugin_manager
+from fourfold.serving.foreground import plan_of
+from fourfold.serving.target import attach, choose_server, context_tokens, find_target, temporary_options
+
+
+def test_one_model_is_attached_to_and_several_are_a_choice(endpoint, script):
+    script.models = [{"id": "a", "root": "/models/a", "max_model_len": 4096}]
+    found = attach(endpoint.url)
+    assert (found.model, found.root, found.owned, context_tokens(found)) == ("a", "/models/a", False, 4096)
+    script.models.append({"id": "b"})
+    with pytest.raises(ServerError, match="serves a, b; choose one with --served-model-name"):
+        attach(endpoint.url)
+    chosen = attach(endpoint.url, "b")
+    assert (chosen.model, chosen.root, context_tokens(chosen)) == ("b", None, None)
+    script.models = []
+    with pytest.raises(ServerError, match="serves no model; choose one"):
+        attach(endpoint.url)
+
+
+def test_an_address_takes_no_options_of_a_server(registry, endpoint):
+    with pytest.raises(ConfigError, match="is running already; dtype, port cannot be changed"):
+        find_target(endpoint.url, registry, options={"port": 1, "dtype": "auto"})
+    target = find_target(endpoint.url, registry, options={"served_model_name": "m"}, tokenizer="some/hub-id")
+    assert target.endpoint.root == "some/hub-id"
+    with pytest.raises(ConfigError, match="is running already; there is nothing to plan"):
+        plan_of(target, docker=False)
+
+
+def test_the_server_is_the_machines_or_the_named_ones_or_the_gpus(registry):
+    assert choose_server(registry, "vllm").name == "vllm"
+    assert choose_server(registry, None, gpu="gb10").name == "vllm"
+    with pytest.raises(UnknownNameError, match="unknown server 'sglang'; known: vllm, vllm-cpu"):
+        choose_server(registry, "sglang")
+    with pytest.raises(ConfigError, match="no server for this machine is installed; install fourfold-vllm"):
+        choose_server(Registry(build_plugin_manager([])), None)
+
+
+def test_what_is_no_model_is_refused_before_a_server_starts(registry):
+    with pytest.raises(ModelError, match="no-such: no such model; give 'demo', a folder, or a hub id"):
+        find_target("no-such", registry)
+    with pytest.raises(ConfigError, match=r"server vllm-cpu\.prot: unknown key"):
+        find_target("demo", registry, server="vllm-cpu", options={"prot": 1})
+
+
+def test_the_demo_is_called_so(registry):
+    target = find_target("demo", registry, server="vllm-cpu")
+    assert (target.checkpoint, target.server.options.served_model_name) == (model_path(), "demo")
+
+
+def test_a_server_for_one_command_takes_a_free_port_unless_told():
+    assert temporary_options("demo", {"dtype": "auto"}, "x", streams=8) == {
+        "port": 0, "max_num_seqs": 8, "served_model_name": "x", "dtype": "auto",
+    }  # fmt: skip
+    assert temporary_options("demo", {"port": 7, "max_num_seqs": 2}, None, streams=8) == {"port": 7, "max_num_seqs": 2}
+    assert temporary_options("http://x/v1", {"port": 7}, "x") == {"served_model_name": "x"}
