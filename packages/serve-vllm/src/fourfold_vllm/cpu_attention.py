@@ -2,7 +2,7 @@
 
 ``use_bidirectional_attention = "vision"`` holds in sliding layers only. vLLM 0.32 tells every attention backend the
 ranges of such tokens, and its CPU backend drops them without a word: pictures are then read causally and answered
-wrongly (the demo model names 1 of 4 shapes instead of 4). This is that backend with the ranges honoured, put in its
+wrongly (a demo checkpoint names 1 of 4 instead of 4). This is that backend with the ranges honoured, put in its
 place through vLLM's own ``register_backend``.
 
 The causal product is computed as ever. Then the rows of each range are computed again, as sequences of their own that
