@@ -113,7 +113,7 @@ def choose_ranks(budget: Budget, options: VllmOptions) -> int:
     for count in counts:
         if replace(budget, ranks=count).fits(length):
             return count
-    return counts[-1] if options.max_model_len is None else 1
+    return counts[-1]
 
 
 def parallel_flags(facts: CheckpointFacts, options: VllmOptions, ranks: int) -> list[Flag]:

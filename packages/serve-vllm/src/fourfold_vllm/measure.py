@@ -28,7 +28,10 @@ def measure_loads(
         request.write_text(json.dumps(commands), encoding="utf-8")
         results.touch()
         progress.begin("measure", total=len(loads), unit="load")
-        with run_process((str(python), "-m", "fourfold_vllm.bench_client", str(request), str(results)), {}, log) as run:
+        command = (str(python), "-m", "fourfold_vllm.bench_client", str(request), str(results))
+        # Only a tokenizer that is no folder here may have to be fetched.
+        offline = {"HF_HUB_OFFLINE": "1" if Path(endpoint.root).is_dir() else "0"}
+        with run_process(command, offline, log) as run:
             done = 0
             while run.head.poll() is None:
                 _wait_for_exit(run.head.pid)
