@@ -114,6 +114,22 @@ def link_outside(folder: Path) -> None:
     (folder / "generation_config.json").symlink_to(target)
 
 
+def link_outside_to(name: str) -> After:
+    """Put a file outside the folder, and a link to it in its place."""
+
+    def after(folder: Path) -> None:
+        target = folder.parent / f"elsewhere-{name}"
+        (folder / name).rename(target)
+        (folder / name).symlink_to(target)
+
+    return after
+
+
+def pipe(name: str) -> After:
+    """A named pipe in the place of a file: whoever opens it waits for a writer."""
+    return lambda folder: ((folder / name).unlink(), os.mkfifo(folder / name))
+
+
 def config(how: Callable[[Header], object]) -> Callable[[Editable, Path], object]:
     return lambda e, _: how(e.config)
 

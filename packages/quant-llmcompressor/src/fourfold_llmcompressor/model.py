@@ -20,10 +20,11 @@ def load_model(path: Path, device: str) -> PreTrainedModel:
     Attention is eager: llm-compressor forces it for calibration anyway, and activations should not depend on
     who runs.
     """
-    config = AutoConfig.from_pretrained(path)
-    (architecture,) = config.architectures or ("none",)
+    config = AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+    architecture = next(iter(config.architectures or ()), "none")
     model_class = getattr(transformers, architecture, None)
-    if model_class is None:
+    # The name comes out of a file: it may be that of anything the library holds.
+    if not (isinstance(model_class, type) and issubclass(model_class, PreTrainedModel)):
         raise ModelError(f"{path / 'config.json'}: transformers {transformers.__version__} has no {architecture}")
     placement: Mapping[str, Any] = {}
     if device != "cpu":
@@ -33,8 +34,9 @@ def load_model(path: Path, device: str) -> PreTrainedModel:
             torch.cuda.set_device(torch.device(device))
         placement = {"device_map": "auto" if device == "auto" else {"": device}}
     model: PreTrainedModel = model_class.from_pretrained(
-        path, config=config, dtype="auto", attn_implementation="eager", **placement
-    )
+        path, config=config, dtype="auto", attn_implementation="eager", local_files_only=True,
+        trust_remote_code=False, use_safetensors=True, **placement,
+    )  # fmt: skip
     return model.eval()
 
 

@@ -27,8 +27,9 @@ def load_model(path: Path, config: Any, device: str) -> PreTrainedModel:
     try:
         # Eager attention on every backend, so that two toolchains see the same activations to the last bit.
         model = loader.from_pretrained(
-            path, dtype=torch.bfloat16, local_files_only=True, attn_implementation="eager", **placement
-        )
+            path, dtype=torch.bfloat16, local_files_only=True, attn_implementation="eager", trust_remote_code=False,
+            use_safetensors=True, **placement,
+        )  # fmt: skip
     except torch.OutOfMemoryError as error:
         raise DeviceError(f"{path}: does not fit on {device} ({error}); use --device auto or cpu") from error
     placed = set(getattr(model, "hf_device_map", {}).values())

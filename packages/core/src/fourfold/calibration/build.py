@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 from fourfold.calibration.sources import Text, read_texts
 from fourfold.calibration.spec import CalibrationSpec, Packing
 from fourfold.calibration.tokens import TokenSet, TokenSetRecord, tokens_sha256
-from fourfold.errors import CalibrationError
+from fourfold.checkpoint.untrusted import printable, read_json
+from fourfold.errors import CalibrationError, CheckpointError
 from fourfold.progress import NoProgress
 
 if TYPE_CHECKING:
@@ -75,9 +76,9 @@ class _Encoder:
         from transformers import AutoTokenizer
 
         try:
-            self._tokenizer: Any = AutoTokenizer.from_pretrained(model_path)
-        except (OSError, ValueError) as error:
-            reason = " ".join(str(error).split())[:200]
+            self._tokenizer: Any = AutoTokenizer.from_pretrained(model_path, trust_remote_code=False)
+        except Exception as error:  # a broken tokenizer.json is a plain Exception, and more
+            reason = printable(" ".join(str(error).split()), 200)
             raise CalibrationError(f"{model_path}: no usable tokenizer ({reason})") from error
         pad_id = self._tokenizer.pad_token_id
         self.pad_id = int(self._tokenizer.eos_token_id or 0) if pad_id is None else int(pad_id)
@@ -103,7 +104,13 @@ class _Encoder:
         messages = [{"role": "user", "content": text}] if isinstance(text, str) else text
         if not self._tokenizer.chat_template:
             raise CalibrationError(f"{self._model_path}: its tokenizer has no chat template; give plain texts")
-        rendered = self._tokenizer.apply_chat_template(messages, tokenize=False)
+        try:
+            rendered = self._tokenizer.apply_chat_template(messages, tokenize=False)
+        except Exception as error:  # a template is a program, and may fail in any way
+            reason = printable(" ".join(str(error).split()), 200)
+            raise CalibrationError(
+                f"{self._model_path}: its chat template does not take these messages ({reason})"
+            ) from error
         # the template writes BOS itself
         return list(self._tokenizer(rendered, add_special_tokens=False, verbose=False)["input_ids"])
 
@@ -126,10 +133,11 @@ def _truncated(encoder: _Encoder, spec: CalibrationSpec) -> Iterator[list[int]]:
 def _check_sequence_length(spec: CalibrationSpec, model_path: Path) -> None:
     path = model_path / "config.json"
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CalibrationError(f"{path}: cannot be read ({error})") from None
-    limit = config.get("text_config", config).get("max_position_embeddings")
+        config = read_json(path)
+    except CheckpointError as error:
+        raise CalibrationError(f"{path}: cannot be read ({str(error).removeprefix(f'{path}: ')})") from None
+    text = config.get("text_config", config) if isinstance(config, dict) else None
+    limit = text.get("max_position_embeddings") if isinstance(text, dict) else None
     if isinstance(limit, int) and spec.sequence_length > limit:
         raise CalibrationError(
             f"sequence length {spec.sequence_length} is longer than the model's {limit} "

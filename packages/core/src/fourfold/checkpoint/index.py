@@ -82,7 +82,7 @@ class TensorFolder:
         if not isinstance(weight_map, dict) or not weight_map:
             raise CheckpointError(f"{index_path}: no weight_map")
         for file in weight_map.values():
-            if not isinstance(file, str) or Path(file).name != file or name_fault(file):
+            if not isinstance(file, str) or Path(file).name != file or file in ("", "..") or name_fault(file):
                 shown = printable(repr(file))
                 raise CheckpointError(f"{index_path}: shard {shown} is not a file name inside the folder")
         for file in sorted(set(weight_map.values())):
@@ -121,7 +121,9 @@ class TensorFolder:
             try:
                 self._open = (file, safe_open(self.path / file, framework="pt"))
             except (SafetensorError, OSError) as error:
-                raise CheckpointError(f"{self.path / file}: not a whole safetensors file ({error})") from None
+                raise CheckpointError(
+                    f"{self.path / file}: not a whole safetensors file ({printable(str(error))})"
+                ) from None
         return self._open[1]
 
     def __contains__(self, name: object) -> bool:

@@ -7,6 +7,7 @@ may hold the whole model. Here exactly the bytes asked for are read, so resident
 from __future__ import annotations
 
 import os
+from concurrent.futures import ThreadPoolExecutor
 from math import prod
 from typing import TYPE_CHECKING, Any
 
@@ -26,8 +27,9 @@ _DTYPES = {
     "U32": torch.uint32, "U64": torch.uint64,
 }  # fmt: skip
 _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
-#: Bytes asked of the kernel at once; it gives no more than 2 GiB.
-_PIECE = 2**30
+#: Bytes asked of the kernel at once, and how many threads ask.
+_PIECE = 2**26
+_THREADS = 4
 
 
 class TensorReader:
@@ -60,9 +62,21 @@ class TensorReader:
 
     def _fill(self, buffer: torch.Tensor, file: str, position: int) -> None:
         view = host_bytes(buffer)
+        starts = range(0, len(view), _PIECE)
+        if len(starts) < 2:
+            self._fill_piece(view, file, position)
+            return
+        # Copying out of the page cache, and making the pages to copy to, is work for several processors.
+        with ThreadPoolExecutor(_THREADS) as pool:
+            for done in [
+                pool.submit(self._fill_piece, view[start : start + _PIECE], file, position + start) for start in starts
+            ]:
+                done.result()
+
+    def _fill_piece(self, view: memoryview, file: str, position: int) -> None:
         done = 0
         while done < len(view):
-            got = os.preadv(self._files[file], [view[done : done + _PIECE]], position + done)
+            got = os.preadv(self._files[file], [view[done:]], position + done)
             if got == 0:
                 raise CheckpointError(f"{self._source.path / file}: shorter than its header says")
             done += got

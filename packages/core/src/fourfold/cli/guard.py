@@ -18,12 +18,15 @@ def guarded(command: Callable[P, int | None]) -> Callable[P, None]:
     def run(*args: P.args, **kwargs: P.kwargs) -> None:
         import typer
 
+        from fourfold.checkpoint.untrusted import printable
         from fourfold.errors import FourfoldError
 
         try:
             code = command(*args, **kwargs) or 0
         except FourfoldError as error:
-            print(f"fourfold: {error}", file=sys.stderr)
+            # A message may carry names out of a hostile file; a log's tail has lines of its own.
+            lines = [printable(line, len(line)) for line in str(error).splitlines()]
+            print("fourfold: " + "\n".join(lines), file=sys.stderr)
             code = error.exit_code
         except KeyboardInterrupt:
             print("fourfold: interrupted; the same command goes on from the last finished stage", file=sys.stderr)

@@ -65,8 +65,9 @@ def load_model(folder: Path) -> nn.Module:
     from transformers import AutoModelForImageTextToText
 
     model: Any = AutoModelForImageTextToText.from_pretrained(
-        folder, dtype=torch.bfloat16, attn_implementation="eager", experts_implementation="eager"
-    )
+        folder, dtype=torch.bfloat16, attn_implementation="eager", experts_implementation="eager",
+        trust_remote_code=False, use_safetensors=True,
+    )  # fmt: skip
     return model.eval()  # type: ignore[no-any-return]
 
 

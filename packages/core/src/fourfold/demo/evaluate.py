@@ -150,8 +150,11 @@ def load(model: str | Path, device: str, experts_implementation: str | None = No
     folder = model_path() if str(model) == MODEL_NAME else Path(model)
     check_model_folder(folder)
     options = {"experts_implementation": experts_implementation} if experts_implementation else {}
-    loaded = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.bfloat16, local_files_only=True, **options)
-    return loaded.to(device).eval(), AutoProcessor.from_pretrained(folder, local_files_only=True)
+    local: dict[str, Any] = {"local_files_only": True}
+    loaded = AutoModelForImageTextToText.from_pretrained(
+        folder, dtype=torch.bfloat16, trust_remote_code=False, use_safetensors=True, **local, **options
+    )
+    return loaded.to(device).eval(), AutoProcessor.from_pretrained(folder, trust_remote_code=False, **local)
 
 
 def main(arguments: list[str] | None = None) -> int:

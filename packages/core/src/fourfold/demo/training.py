@@ -44,7 +44,7 @@ class Trainer:
         self.recipe, self.output, self.device = recipe, output, device
         if not (output / "processor_config.json").exists():
             write_processor(output)
-        self.processor = AutoProcessor.from_pretrained(output, local_files_only=True)
+        self.processor = AutoProcessor.from_pretrained(output, local_files_only=True, trust_remote_code=False)
         self.model = build_model(recipe, device)
         self.optimizer = MasterAdamW(self.model, recipe)
         self.step = 0

@@ -28,6 +28,8 @@ _PROBES = 32
 #: Correlation of a decoded row with its source; rounding alone leaves 0.995.
 _MIN_CORRELATION = 0.9
 _MIN_MATCHED = 0.8
+#: Correlation of a whole weight with another module's source; chance gives 0.00.
+_MIN_COSINE = 0.8
 
 
 @dataclass
@@ -248,7 +250,9 @@ def _scales(weight: NVFP4Weight) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def _fits(misfit: Misfit, other: LinearModule) -> bool:
-    return relative_error(misfit.decoded, misfit.source_of(other)) <= MAX_TENSOR_ERROR
+    source = misfit.source_of(other)
+    # Two weights of a model share nothing; so alike, they are one, be it under the wrong scales.
+    return relative_error(misfit.decoded, source) <= MAX_TENSOR_ERROR or _cosine(misfit.decoded, source) > _MIN_COSINE
 
 
 def _may_fit(misfit: Misfit, other: LinearModule) -> bool:

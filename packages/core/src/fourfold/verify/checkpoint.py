@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from fourfold.checkpoint.index import CONFIG_FILE, TensorEntry, TensorFolder, is_side_file
 from fourfold.checkpoint.layouts import COMPRESSED_TENSORS, MODELOPT, Layout
+from fourfold.checkpoint.untrusted import MAX_LARGE_JSON_VALUES, read_json
 from fourfold.config import Scheme
 from fourfold.errors import CheckpointError, ConfigError, ModelError
 from fourfold.manifest import MANIFEST_FILE, Manifest
@@ -30,6 +31,8 @@ HF_QUANT_CONFIG = "hf_quant_config.json"
 #: Canonical parts of a module, in the order of ``Layout.suffixes``.
 PARTS = ("packed_weight", "block_scale", "global_scale", "input_global_scale")
 REQUIRED_PARTS = PARTS[:3]
+#: So many entries are looked at: every module of a 26B model twice over.
+MAX_IGNORE_ENTRIES = 50_000
 _LAYOUTS = (MODELOPT, COMPRESSED_TENSORS)
 
 
@@ -81,6 +84,8 @@ class Checkpoint:
     #: Weights of the norms in front of quantizable linears, float32 [H], as the pass comes by them.
     norms: dict[str, torch.Tensor] = field(default_factory=dict)
     num_exempt: dict[str, int] = field(default_factory=dict)
+    #: Fingerprint of codes and block scales -> the first module that has it.
+    seen: dict[bytes, str] = field(default_factory=dict)
 
     @property
     def path(self) -> Path:
@@ -208,10 +213,21 @@ class Checkpoint:
             names |= {".".join(parts[:end]) for end in range(1, len(parts))}
         return frozenset(names | self.linears.keys())
 
+    def content(self, name: str) -> Any:
+        """A JSON file of the folder, parsed anew; None where it is not there, or cannot be read (which is noted)."""
+        if name not in self.folder.files or name in self.unreadable:
+            return None
+        try:
+            return read_json(self.path / name, max_values=MAX_LARGE_JSON_VALUES)
+        except CheckpointError as error:
+            self.unreadable[name] = str(error)
+            return None
+
     def ignore_patterns(self) -> list[str]:
         """The list of unquantized modules in config.json."""
         patterns = self.quantization.get("ignore")
-        return [p for p in patterns if isinstance(p, str)] if isinstance(patterns, list) else []
+        names = [p for p in patterns if isinstance(p, str)] if isinstance(patterns, list) else []
+        return names[:MAX_IGNORE_ENTRIES]
 
     def units(self) -> Iterator[tuple[str, Mapping[str, StoredTensor]]]:
         """What is read at once: a module with its parts, or a plain tensor alone (under the part ``""``).

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from typing import TYPE_CHECKING
 
 from fourfold.verify.checkpoint import PARTS
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
 _MIN_TOP_CODE = 5
 #: Fewer bytes than this may be alike by chance.
 _MIN_BYTES = 16
+#: What two weights that are no copies of each other cannot share, along with how often each byte stands in them.
+_HEAD_BYTES = 4096
 
 
 def codes_not_zero(look: Look, module: ModuleView) -> None:
@@ -58,6 +61,23 @@ def codes_reach_top(look: Look, module: ModuleView) -> None:
             name, found=f"largest magnitude code {top}", expected=f"{_MIN_TOP_CODE} to 7",
             message=f"{name} uses only the low end of the grid: its block scales are too large for its weights",
         )  # fmt: skip
+
+
+def no_twin(look: Look, module: ModuleView) -> None:
+    """No two modules hold the same codes under the same block scales, unless the source holds them twice."""
+    codes, scales = module.code_histogram, module.scale_histogram
+    if codes is None or scales is None or not module.well_formed or int((codes > 0).sum()) < _MIN_BYTES:
+        return
+    look.count()
+    head = module.values[PARTS[0]].flatten()[:_HEAD_BYTES].numpy().tobytes()
+    print_ = hashlib.blake2b(codes.numpy().tobytes() + scales.numpy().tobytes() + head, digest_size=16).digest()
+    twin = module.checkpoint.seen.setdefault(print_, module.name)
+    if twin == module.name or module.source_is_that_of(twin):
+        return
+    look.wrong(
+        module.name, found=f"the codes and block scales of {twin}", expected="its own",
+        message=f"{module.name} and {twin} hold the same weight: one was written over the other",
+    )  # fmt: skip
 
 
 def _top_code(histogram: torch.Tensor) -> int:

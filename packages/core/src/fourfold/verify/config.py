@@ -159,11 +159,20 @@ def stated_scheme(checkpoint: Checkpoint) -> Scheme | None:
 
 
 def hf_quant_config_agrees(look: Look, checkpoint: Checkpoint) -> None:
-    """Modelopt layout: hf_quant_config.json says the same as config.json."""
-    if checkpoint.layout is not MODELOPT or HF_QUANT_CONFIG in checkpoint.unreadable:
+    """Modelopt layout: hf_quant_config.json says the same as config.json. The other layout has none."""
+    if checkpoint.layout is None or HF_QUANT_CONFIG in checkpoint.unreadable:
         return
     look.count()
-    content = checkpoint.folder.json(HF_QUANT_CONFIG)
+    if checkpoint.layout is COMPRESSED_TENSORS:
+        if HF_QUANT_CONFIG in checkpoint.folder.files:
+            look.wrong(
+                HF_QUANT_CONFIG, found="the other layout's file", expected="no such file",
+                message=f"{HF_QUANT_CONFIG} is left over from the modelopt layout; TensorRT-LLM believes it",
+            )  # fmt: skip
+        return
+    content = checkpoint.content(HF_QUANT_CONFIG)
+    if HF_QUANT_CONFIG in checkpoint.unreadable:
+        return  # a finding of its own
     facts = content.get("quantization") if isinstance(content, dict) else None
     if not isinstance(facts, dict):
         look.wrong(

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from fourfold.checkpoint.index import CONFIG_FILE, INDEX_FILE, SINGLE_FILE
+from fourfold.checkpoint.index import CONFIG_FILE, INDEX_FILE, SINGLE_FILE, is_side_file
 
 if TYPE_CHECKING:
     from fourfold.verify.checkpoint import Checkpoint
     from fourfold.verify.rule import Look
 
 _PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib", ".npy", ".npz", ".h5", ".msgpack")
-_CODE = (".py", ".pyc", ".so", ".sh", ".js")
-_REMOTE_CODE_KEYS = ("auto_map", "trust_remote_code", "custom_pipelines")
 
 
 def weights_present(look: Look, checkpoint: Checkpoint) -> None:
@@ -94,7 +92,13 @@ def index_true(look: Look, checkpoint: Checkpoint) -> None:
 def index_complete(look: Look, checkpoint: Checkpoint) -> None:
     """The index lists every tensor of every safetensors file; several shards have an index."""
     folder = checkpoint.folder
+    for file in folder.strays:
+        look.wrong(
+            file, found="a shard that nothing names", expected="no such file",
+            message=f"{file} is left over from another write; remove it",
+        )  # fmt: skip
     if folder.claims is None:
+        look.count(len(folder.strays))
         if len(folder.shards) > 1 and folder.index_fault is None:
             look.count()
             look.wrong(
@@ -107,11 +111,6 @@ def index_complete(look: Look, checkpoint: Checkpoint) -> None:
         look.wrong(
             name, found="not in the index", expected=f"an entry in {INDEX_FILE}",
             message=f"{name} is stored but not listed in the index, so transformers never loads it",
-        )  # fmt: skip
-    for file in folder.strays:
-        look.wrong(
-            file, found="a shard that the index does not name", expected="no such file",
-            message=f"{file} is left over from another write; remove it",
         )  # fmt: skip
 
 
@@ -152,24 +151,12 @@ def no_pickles(look: Look, checkpoint: Checkpoint) -> None:
             )  # fmt: skip
 
 
-def no_code(look: Look, checkpoint: Checkpoint) -> None:
-    """No code beside the weights, and no config key that asks a loader to run some."""
-    look.count(len(checkpoint.folder.files))
-    for name in checkpoint.folder.files:
-        if name.lower().endswith(_CODE):
-            look.wrong(
-                name, found="code", expected="no code", message=f"{name}: Gemma 4 needs no remote code; remove it"
-            )
-    for key in _REMOTE_CODE_KEYS:
-        if checkpoint.config.get(key):
-            look.wrong(
-                f"{CONFIG_FILE}: {key}", found=checkpoint.config[key], expected="absent",
-                message=f"{key} asks loaders to run code from the checkpoint; remove it",
-            )  # fmt: skip
-
-
 def json_readable(look: Look, checkpoint: Checkpoint) -> None:
-    """config.json is there, and every JSON file that was read is valid."""
+    """config.json is there, and every JSON file that a loader reads is valid."""
+    for name in checkpoint.folder.files:
+        if is_side_file(name) and name.endswith(".json"):
+            look.count()
+            checkpoint.content(name)
     look.count(1 + len(checkpoint.unreadable))
     if CONFIG_FILE not in checkpoint.folder.files:
         look.wrong(CONFIG_FILE, found="absent", expected="the model's config", message="there is no config.json")

@@ -55,7 +55,7 @@ class Fit:
 
     ``error``: relative RMS. ``num_bad_blocks``: blocks over the bound, ``worst`` (row, block, error) the worst of all.
     ``factor``: by which the decoded weight (a sample of its rows) would have to be multiplied to be nearest to the
-    source. ``wide_rows``: the first rows that hold a block no rounding to nearest leaves so far off.
+    source. ``wide_rows``: the worst rows that hold a block no rounding to nearest leaves so far off.
     """
 
     error: float
@@ -103,8 +103,11 @@ def compare(weight: NVFP4Weight, source: torch.Tensor) -> Fit | None:
 
 
 def _wide_rows(relative: torch.Tensor) -> tuple[int, ...]:
-    wide = relative.amax(dim=1) > MAX_NEAREST_ERROR**2
-    return tuple(wide.nonzero().flatten()[:MAX_WIDE_ROWS].tolist()) if bool(wide.any()) else ()
+    worst = relative.amax(dim=1)
+    if float(worst.max()) <= MAX_NEAREST_ERROR**2:
+        return ()
+    largest, rows = worst.topk(min(MAX_WIDE_ROWS, worst.numel()))
+    return tuple(rows[largest > MAX_NEAREST_ERROR**2].tolist())
 
 
 def block_errors(weight: NVFP4Weight, source: torch.Tensor) -> torch.Tensor:

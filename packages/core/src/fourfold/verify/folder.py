@@ -110,4 +110,4 @@ def _shard_names(folder: Folder) -> list[str]:
 
 
 def _is_plain(name: str) -> bool:
-    return bool(name) and Path(name).name == name and "\\" not in name and name_fault(name) is None
+    return name not in ("", ".", "..") and Path(name).name == name and "\\" not in name and name_fault(name) is None

@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from fourfold.checkpoint.layouts import MODELOPT
+from fourfold.checkpoint.untrusted import printable
 from fourfold.verify.config import SECTION, config_groups
-from fourfold.verify.patterns import LINEAR_CLASSES, PatternList, catches, matcher, means_by_parts
+from fourfold.verify.patterns import LINEAR_CLASSES, PatternList, catches, matcher, means_by_parts, unbounded
 
 if TYPE_CHECKING:
     from fourfold.verify.checkpoint import Checkpoint
@@ -95,12 +96,32 @@ def quantized_targeted(look: Look, checkpoint: Checkpoint) -> None:
             )  # fmt: skip
 
 
-def _targets(checkpoint: Checkpoint) -> PatternList | None:
-    """The targets as patterns; None when they mean every linear."""
-    if checkpoint.layout is None or checkpoint.layout is MODELOPT:
-        return None  # ModelOpt's list names classes; vLLM does not read it
+def patterns_bounded(look: Look, checkpoint: Checkpoint) -> None:
+    """Every pattern of ignore list and targets can be matched in bounded time, and there are not too many."""
+    if checkpoint.layout is None:
+        return
+    patterns = [*checkpoint.ignore_patterns(), *_target_patterns(checkpoint)]
+    look.count(len(patterns))
+    for pattern in patterns:
+        if (reason := unbounded(pattern, checkpoint.layout.name)) is not None:
+            look.wrong(
+                f"{SECTION}: {printable(pattern, 80)}", found=reason, expected="one that matches in linear time",
+                message=f"{printable(pattern, 80)!r} can take for ever to match one name ({reason}); servers match it "
+                "against every module when they start",
+            )  # fmt: skip
+
+
+def _target_patterns(checkpoint: Checkpoint) -> list[str]:
     targets: list[str] = []
     for group in config_groups(checkpoint.quantization).values():
         listed = group.get("targets")
         targets += [t for t in listed if isinstance(t, str)] if isinstance(listed, list) else []
+    return targets
+
+
+def _targets(checkpoint: Checkpoint) -> PatternList | None:
+    """The targets as patterns; None when they mean every linear."""
+    if checkpoint.layout is None or checkpoint.layout is MODELOPT:
+        return None  # ModelOpt's list names classes; vLLM does not read it
+    targets = _target_patterns(checkpoint)
     return None if LINEAR_CLASSES & set(targets) else PatternList(targets, checkpoint.layout)

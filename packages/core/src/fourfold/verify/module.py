@@ -156,6 +156,16 @@ class ModuleView:
             return None
         return source.reader.read(source.folder.tensors[self.linear.tensor], self.linear.slices)
 
+    def source_is_that_of(self, name: str) -> bool:
+        """Whether the source gives this module and another one the same weight; False without a source."""
+        import torch
+
+        source, other = self.checkpoint.source, self.checkpoint.linears.get(name)
+        own = self.source_weight
+        if source is None or other is None or own is None:
+            return False
+        return torch.equal(own, source.reader.read(source.folder.tensors[other.tensor], other.slices))
+
     @cached_property
     def fit(self) -> Fit | None:
         """How the decoded weight compares to the source's; None where there is nothing sound to compare."""

@@ -23,7 +23,7 @@ _SPELLINGS = (
     (re.compile(r"\.mlp\.experts\."), ".experts."),
     (re.compile(r"\.experts\.routed_experts\."), ".experts."),
     (re.compile(r"^(vision_tower|embed_vision)\."), r"model.\1."),
-    (re.compile(r"\.(w1|w3|w2)\."), lambda m: {"w1": ".gate_proj.", "w3": ".up_proj.", "w2": ".down_proj."}[m[1]]),
+    (re.compile(r"\.(w1|w3|w2)(?=\.|$)"), lambda m: {"w1": ".gate_proj", "w3": ".up_proj", "w2": ".down_proj"}[m[1]]),
 )
 
 

@@ -13,6 +13,7 @@ from fnmatch import translate
 from functools import cache
 
 from fourfold.checkpoint.layouts import COMPRESSED_TENSORS, Layout
+from fourfold.verify.expressions import MAX_LENGTH, UnboundedError, compile_bounded
 
 #: Class names that mean "every linear" in a target list.
 LINEAR_CLASSES = frozenset({"Linear"})
@@ -21,15 +22,36 @@ _REGEX = "re:"
 
 @cache
 def matcher(pattern: str, layout: str) -> Callable[[str], bool]:
-    """Whether ``pattern`` means a module, by the layout's own rule (no substrings). A broken regex matches nothing."""
+    """Whether ``pattern`` means a module, by the layout's own rule (no substrings).
+
+    A broken regex, and one that might never end, matches nothing.
+    """
     if layout == COMPRESSED_TENSORS.name and not pattern.startswith(_REGEX):
         return pattern.__eq__
-    expression = pattern.removeprefix(_REGEX) if layout == COMPRESSED_TENSORS.name else translate(pattern)
-    try:
-        compiled = re.compile(expression)
-    except re.error:
+    if layout == COMPRESSED_TENSORS.name:
+        try:
+            return compile_bounded(pattern.removeprefix(_REGEX))
+        except ValueError:
+            return frozenset[str]().__contains__
+    if len(pattern) > MAX_LENGTH:
         return frozenset[str]().__contains__
+    # A translated wildcard does not backtrack over what a wildcard before it took.
+    compiled = re.compile(translate(pattern))
     return lambda name: compiled.match(name) is not None
+
+
+def unbounded(pattern: str, layout: str) -> str | None:
+    """Why no time can be promised for matching ``pattern``; None when it can."""
+    if layout == COMPRESSED_TENSORS.name and pattern.startswith(_REGEX):
+        try:
+            compile_bounded(pattern.removeprefix(_REGEX))
+        except UnboundedError as error:
+            return str(error)
+        except ValueError:
+            return None
+    if len(pattern) > MAX_LENGTH:
+        return f"it has {len(pattern)} characters; the limit is {MAX_LENGTH}"
+    return None
 
 
 def catches(pattern: str, layout: str) -> Callable[[str], bool]:

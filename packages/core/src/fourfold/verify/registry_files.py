@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fourfold.verify import files, record, sidefiles
+from fourfold.verify import files, record, sidefiles, tokens, trust
 from fourfold.verify.rule import Need, Phase, Rule
 
 FILE_RULES: tuple[Rule, ...] = (
@@ -52,12 +52,12 @@ FILE_RULES: tuple[Rule, ...] = (
         why="Loading a pickle runs the code in it; some loaders prefer it to safetensors.",
     ),
     Rule(
-        id="FF010", phase=Phase.FOLDER, check=files.no_code,
+        id="FF010", phase=Phase.FOLDER, check=trust.no_code,
         title="no code",
         why="Loaders run it when asked to trust remote code.",
     ),
     Rule(
-        id="FF011", phase=Phase.FOLDER, check=files.json_readable,
+        id="FF011", phase=Phase.END, check=files.json_readable,
         title="JSON files are valid",
         why="A server stops at start.",
     ),
@@ -65,6 +65,11 @@ FILE_RULES: tuple[Rule, ...] = (
         id="FF012", phase=Phase.FOLDER, check=files.shards_readable_by_transformers,
         title="shards state their format",
         why="transformers refuses safetensors files without it.",
+    ),
+    Rule(
+        id="FF013", phase=Phase.FOLDER, check=trust.nothing_in_its_place,
+        title="no adapter is there",
+        why="transformers then loads the model that the adapter names, whatever the weights beside it.",
     ),
 )  # fmt: skip
 
@@ -93,6 +98,16 @@ SIDE_FILE_RULES: tuple[Rule, ...] = (
         id="FF124", phase=Phase.FOLDER, check=sidefiles.side_files_of_source, needs=(Need.SOURCE,),
         title="side files are the source's",
         why="Another version's tokenizer or template changes every prompt without an error.",
+    ),
+    Rule(
+        id="FF125", phase=Phase.FOLDER, check=tokens.tokenizer_fits, needs=(Need.CONFIG,),
+        title="the tokenizer is this model's",
+        why="Images, padding and turns are found by token numbers; another numbering turns text into noise.",
+    ),
+    Rule(
+        id="FF126", phase=Phase.FOLDER, check=tokens.template_speaks_tokens,
+        title="the chat template writes known tokens",
+        why="An unknown marker is split into letters, and the model never sees the turn it was trained on.",
     ),
 )  # fmt: skip
 

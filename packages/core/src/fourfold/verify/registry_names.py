@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fourfold.verify import config, experts, ignores, names
+from fourfold.verify import config, experts, ignores, names, trust
 from fourfold.verify.rule import Need, Phase, Rule
 
 NAME_RULES: tuple[Rule, ...] = (
@@ -158,6 +158,16 @@ CONFIG_RULES: tuple[Rule, ...] = (
         id="FF114", phase=Phase.FOLDER, check=config.version_stated, needs=(Need.CONFIG, Need.LAYOUT),
         title="the format's version is stated",
         why="Loaders choose how to read tensors by version and status.",
+    ),
+    Rule(
+        id="FF117", phase=Phase.FOLDER, check=trust.nothing_further, needs=(Need.CONFIG,),
+        title="the config asks for NVFP4 and nothing further",
+        why="A rotation or a sparsity pattern that is stated is applied, to weights that were made without.",
+    ),
+    Rule(
+        id="FF118", phase=Phase.FOLDER, check=ignores.patterns_bounded, needs=(Need.CONFIG, Need.LAYOUT),
+        title="patterns match in bounded time",
+        why="Servers match them by backtracking at start: one hostile pattern and the server never starts.",
     ),
     Rule(
         id="FF116", phase=Phase.FOLDER, check=config.model_known, needs=(Need.CONFIG,),

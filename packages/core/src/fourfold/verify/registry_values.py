@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fourfold.verify import causes, codes, scales, shapes, values
+from fourfold.verify import causes, codes, scales, shapes, steps, values
 from fourfold.verify.rule import Need, Phase, Rule
 
 SHAPE_RULES: tuple[Rule, ...] = (
@@ -117,6 +117,11 @@ CODE_RULES: tuple[Rule, ...] = (
         title="codes use the whole grid",
         why="Half of the four bits are wasted, and accuracy with them.",
     ),
+    Rule(
+        id="FF073", phase=Phase.MODULE, check=codes.no_twin, needs=(Need.LAYOUT,),
+        title="no two weights are the same",
+        why="An expert that was written twice took another's place; its tokens get the wrong answer.",
+    ),
 )  # fmt: skip
 
 VALUE_RULES: tuple[Rule, ...] = (
@@ -184,6 +189,26 @@ VALUE_RULES: tuple[Rule, ...] = (
         id="FF091", phase=Phase.MODULE, check=values.blocks_within_bound, needs=(Need.SOURCE,),
         title="no single block is damaged",
         why="A flipped bit in a block scale ruins 16 weights; sums over a tensor do not show it.",
+    ),
+    Rule(
+        id="FF095", phase=Phase.MODULE, check=steps.rows_have_their_scales, needs=(Need.SOURCE,),
+        title="every row has its own block scales",
+        why="One row under its neighbour's scales is one output off by a fifth; no sum shows it.",
+    ),
+    Rule(
+        id="FF098", phase=Phase.MODULE, check=steps.rows_are_their_own, needs=(Need.SOURCE,),
+        title="every row is the source's",
+        why="One output of the module is another's, or noise; the other rows hide it in any sum.",
+    ),
+    Rule(
+        id="FF096", phase=Phase.MODULE, check=steps.global_scale_of_codes, needs=(Need.SOURCE,),
+        title="codes were rounded under this global scale",
+        why="A scale a few per cent off bends every output of the module and stays under any error bound.",
+    ),
+    Rule(
+        id="FF097", phase=Phase.MODULE, check=steps.single_codes_sound, needs=(Need.SOURCE,),
+        title="no single code is damaged",
+        why="A bit flipped on disk or in memory; where there is one, there are more.",
     ),
     Rule(
         id="FF092", phase=Phase.TENSOR, check=values.kept_finite,

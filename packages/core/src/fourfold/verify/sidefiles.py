@@ -36,7 +36,7 @@ def template_present(look: Look, checkpoint: Checkpoint) -> None:
     if not _applies(checkpoint, _TEMPLATES):
         return
     look.count()
-    if any(name in checkpoint.folder.files for name in _TEMPLATES) or _template_inside(checkpoint.path):
+    if any(name in checkpoint.folder.files for name in _TEMPLATES) or _template_inside(checkpoint):
         return
     look.wrong(
         _TEMPLATES[0], found="absent", expected="the source's chat template",
@@ -44,11 +44,8 @@ def template_present(look: Look, checkpoint: Checkpoint) -> None:
     )  # fmt: skip
 
 
-def _template_inside(folder: Path) -> bool:
-    try:
-        content = read_json(folder / "tokenizer_config.json")
-    except CheckpointError:
-        return False
+def _template_inside(checkpoint: Checkpoint) -> bool:
+    content = checkpoint.content("tokenizer_config.json")
     return isinstance(content, dict) and bool(content.get("chat_template"))
 
 
