@@ -13,6 +13,7 @@ from fourfold.cli.guard import guarded
 from fourfold.cli.inspect import inspect
 from fourfold.cli.plan import plan
 from fourfold.cli.quantize import quantize
+from fourfold.cli.report import card, report
 from fourfold.cli.sensitivity import sensitivity
 from fourfold.cli.serve import bench, serve, smoke
 from fourfold.cli.setup import setup
@@ -37,6 +38,8 @@ for command in (
     convert,
     sensitivity,
     plan,
+    report,
+    card,
     serve,
     smoke,
     bench,

@@ -18,11 +18,12 @@ body { font: 16px/1.5 system-ui, sans-serif; color: var(--ink); background: var(
   margin: 0 auto; padding: 1rem; overflow-wrap: anywhere; }
 h1 { font-size: 1.35rem; line-height: 1.25; } h2 { font-size: 1.1rem; margin-top: 2.2rem; } h3 { font-size: 1rem; }
 .equal { color: var(--good); } .unequal { color: var(--bad); } .absent { color: var(--faint); }
-.scroll { overflow-x: auto; } table { border-collapse: collapse; font-size: .85rem; overflow-wrap: normal; }
+.scroll { overflow-x: auto; } table { border-collapse: collapse; font-size: .85rem;
+  width: max-content; overflow-wrap: normal; }
 th, td { border-bottom: 1px solid var(--line); padding: .25rem .6rem; text-align: left; vertical-align: top;
-  white-space: pre-line; }
+  white-space: pre-line; max-width: 24rem; }
 th { font-weight: 600; } td { font-variant-numeric: tabular-nums; }
-.plots { display: flex; flex-wrap: wrap; gap: 0 2rem; } .plots figure { flex: 1 1 20rem; min-width: 0; }
+.plots { display: flex; flex-wrap: wrap; gap: 0 2rem; } .plots figure { flex: 1 1 26rem; min-width: 0; }
 figure { margin: 1.2rem 0; max-width: 34rem; } figcaption { font-weight: 600; font-size: .95rem; }
 .legend { font-size: .85rem; } .legend span { white-space: nowrap; margin-right: 1rem; }
 svg { display: block; width: 100%; height: auto; } svg text { fill: var(--ink); font-size: 12px; }

@@ -16,7 +16,7 @@ from fourfold.checkpoint.index import TensorFolder
 from fourfold.checkpoint.layouts import LAYOUTS
 from fourfold.config import Recipe, Scheme
 from fourfold.errors import CheckpointError, ConfigError
-from fourfold.manifest import MANIFEST_FILE, Manifest
+from fourfold.manifest import MANIFEST_FILE, Manifest, sha256_file
 from fourfold.models.gemma4 import Gemma4Moe, LinearModule, ModuleName
 from fourfold.nvfp4 import BlockScalePolicy, NVFP4Weight, quantize
 from fourfold.targets import resolve_targets
@@ -86,7 +86,7 @@ class CheckpointWeights:
         self.manifest_sha256: str | None = None
         if (checkpoint.path / MANIFEST_FILE).is_file():
             manifest = Manifest.read(checkpoint.path)
-            self.manifest_sha256 = manifest.sha256()
+            self.manifest_sha256 = sha256_file(checkpoint.path / MANIFEST_FILE)
             if manifest.transformed:
                 name, how = next(iter(manifest.transformed.items()))
                 raise CheckpointError(

@@ -13,7 +13,7 @@ from fourfold.errors import ConfigError
 from fourfold.hardware import Gpu, gpu_by_name
 from fourfold.models.gemma4 import ModuleKind
 from fourfold.sensitivity.report import read_sensitivity
-from fourfold.sizing.mixed import Mix, best_mix, units_of
+from fourfold.sizing.mixed import Mix, Unit, best_mix, units_of
 from fourfold.sizing.roofline import bytes_per_token, tokens_per_second
 from fourfold.sizing.shapes import ModelShape, read_shape
 from fourfold.sizing.sizes import SCALE_BYTES, Choose, KVCost, checkpoint_bytes, kv_cost
@@ -145,7 +145,8 @@ class _Sheet:
 
     def __init__(self, config: PlanConfig, shape: ModelShape, gpu: Gpu | None, cost: KVCost, room: int | None) -> None:
         self._config, self._shape, self._gpu, self._cost, self._room = config, shape, gpu, cost, room
-        self._units, self.error_is = (), None
+        self._units: tuple[Unit, ...] = ()
+        self.error_is: str | None = None
         if config.sensitivity is not None:
             self._units, self.error_is = units_of(shape, read_sensitivity(Path(config.sensitivity)))
 

@@ -10,11 +10,11 @@ def plan_tables(report: PlanReport) -> tuple[Table, ...]:
     """One table of recipes, the mix last where there is one."""
     gpu = report.gpu
     where = f" on {gpu.summary} ({gpu.memory_bytes / 1e9:.0f} GB, {gpu.bandwidth / 1e9:,.0f} GB/s)" if gpu else ""
-    header = ("recipe", "scheme", "checkpoint", "fits", "longest sequence", f"of {report.config.context:,}", "tokens/s")
+    header = ("recipe", "scheme", "checkpoint", "fits", "longest sequence", f"of {report.config.context:,}", "tokens/s",
+              "GB a token", "predicted error")  # fmt: skip
     rows = [_row(row) for row in report.recipes]
     if report.mix is not None:
         rows.append(_row(report.mix.row))
-    header += ("GB a token", "predicted error")
     return (Table(f"{report.config.model}{where}, predicted", header, tuple(rows)),)
 
 
