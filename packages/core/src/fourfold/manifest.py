@@ -72,6 +72,8 @@ class Manifest(Config):
     quantizer: Component
     exporter: Component | None = None
     seed: int
+    #: CPU threads of the quantizer: on a CPU they decide last bits of GPTQ and AutoRound.
+    threads: int | None = None
     calibration: CalibrationRecord | None = None
     packages: dict[str, str]
     tensors: dict[str, TensorFate]

@@ -24,7 +24,10 @@ _RECORDED = (
 
 
 def run_quantize(request: QuantizeRequest, registry: Registry, progress: Progress) -> Manifest:
-    """Quantize into ``request.output``, an existing empty folder."""
+    """Quantize into ``request.output``, an existing empty folder, with as many threads as it says."""
+    import torch
+
+    torch.set_num_threads(request.threads)
     unfuser_entry = registry.get(Role.UNFUSER, request.unfuser.name)
     quantizer_entry = registry.quantizer(request.quantizer.name)
     unfuser_options = unfuser_entry.options.parse(request.unfuser.options, where="unfuser")
@@ -57,6 +60,7 @@ def run_quantize(request: QuantizeRequest, registry: Registry, progress: Progres
             "quantizer": {"name": quantizer_entry.name, "options": quantizer_options.recorded()},
             "calibration": _calibration_record(tokens),
             "packages": package_versions(),
+            "threads": request.threads,
         }
     )
 
