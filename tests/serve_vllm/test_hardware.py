@@ -5,7 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from fourfold.cli.app import app
 from fourfold.environments import suited_environments
 from fourfold.errors import DeviceError, UnknownNameError
 from fourfold.hardware import GPUS, detect, gpu_by_name, recognise
@@ -101,3 +103,26 @@ def test_environments_are_for_machines(nvidia_smi):
     assert suited_environments(both) == ((VLLM_CUDA,), {"vllm-cpu": "it is for machines without an NVIDIA GPU"})
     nvidia_smi("echo 'No devices were found'")
     assert suited_environments(both) == ((VLLM_CPU,), {"vllm": "no NVIDIA GPU here"})
+
+
+def test_setup_makes_what_suits_and_says_what_it_left_out(nvidia_smi, monkeypatch):
+    made: list[str] = []
+
+    def make(environment, progress):
+        made.append(environment.name)
+        return Path(".venvs") / environment.name
+
+    monkeypatch.setattr("fourfold.environments.make_environment", make)
+    nvidia_smi("echo 'No devices were found'")
+    done = CliRunner().invoke(app, ["setup"])
+    assert "vllm-cpu" in made
+    assert "vllm" not in made
+    assert "vllm skipped: no NVIDIA GPU here; to make it all the same: uv run fourfold setup vllm" in done.stdout
+    nvidia_smi("echo '0, NVIDIA H200, 9.0, 143771'")
+    made.clear()
+    CliRunner().invoke(app, ["setup"])
+    assert ("vllm" in made, "vllm-cpu" in made) == (True, False)
+    nvidia_smi("echo 'No devices were found'")
+    made.clear()
+    assert "skipped" not in CliRunner().invoke(app, ["setup", "vllm"]).stdout
+    assert made == ["vllm"]
