@@ -5,6 +5,7 @@ from __future__ import annotations
 import typer
 
 from fourfold.cli.backends import backends
+from fourfold.cli.bench import bench
 from fourfold.cli.compare import compare
 from fourfold.cli.convert import convert
 from fourfold.cli.doctor import doctor
@@ -15,8 +16,9 @@ from fourfold.cli.plan import plan
 from fourfold.cli.quantize import quantize
 from fourfold.cli.report import card, report
 from fourfold.cli.sensitivity import sensitivity
-from fourfold.cli.serve import bench, serve, smoke
+from fourfold.cli.serve import serve
 from fourfold.cli.setup import setup
+from fourfold.cli.smoke import smoke
 from fourfold.cli.study import study
 from fourfold.cli.verify import verify
 
