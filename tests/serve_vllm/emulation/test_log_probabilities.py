@@ -1,0 +1,111 @@
+"""What vLLM serves through the plugin against an independent reference, position by position, in float32."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+import torch
+
+from serve_vllm.emulation.comparison import Agreement, compare
+from serve_vllm.emulation.reference import build, log_probs
+
+#: Float32 sums in another order, over logits of this size.
+TOLERANCE = 5e-5
+
+
+@pytest.fixture(scope="session")
+def reference(texts, pictures) -> Callable[..., list[np.ndarray]]:
+    """Log-probabilities of a checkpoint under a rule, of the texts and, if asked, of the pictures."""
+    known: dict[tuple, list[np.ndarray]] = {}
+    inputs = [{"input_ids": torch.tensor([ids])} for ids in texts]
+
+    def of(folder: Path, activations: str, *, with_pictures: bool = False) -> list[np.ndarray]:
+        key = folder, activations, with_pictures
+        if key not in known:
+            extra = [picture["inputs"] for picture in pictures] if with_pictures else []
+            known[key] = log_probs(build(folder, activations), inputs + extra)
+        return known[key]
+
+    return of
+
+
+def assert_agrees(found: Agreement, *, may_break: bool, record_property) -> None:
+    record_property("agreement", str(found))
+    assert found.positions >= 500
+    assert found.worst < TOLERANCE and found.top1 == found.compared, found
+    if may_break:
+        assert found.compared > 0.6 * found.positions, found
+    else:
+        assert found.compared == found.positions, found
+
+
+W4A4 = {
+    "modelopt": ("modelopt_layout", "merged"),
+    "modelopt compiled": ("modelopt_layout", "merged"),
+    "modelopt per-expert": ("modelopt_layout", "per-expert"),
+}
+W4A16 = {
+    "modelopt W4A16 compiled": "modelopt_layout",
+    "ct ignored": "compressed_tensors_layout",
+    "weight-only": "weight_only",
+}
+
+
+@pytest.mark.parametrize("case", W4A4)
+def test_w4a4(case, engines, reference, request, record_property):
+    folder, rule = W4A4[case]
+    found = compare(*engines[case], reference(request.getfixturevalue(folder), rule))
+    assert_agrees(found, may_break=True, record_property=record_property)
+
+
+@pytest.mark.parametrize("case", W4A16)
+def test_w4a16(case, engines, reference, request, record_property):
+    found = compare(*engines[case], reference(request.getfixturevalue(W4A16[case]), "none"))
+    assert_agrees(found, may_break=False, record_property=record_property)
+
+
+def test_w4a4_with_pictures_in_the_other_layout(engines, reference, compressed_tensors_layout, record_property):
+    rows = reference(compressed_tensors_layout, "merged", with_pictures=True)
+    assert_agrees(compare(*engines["ct"], rows), may_break=True, record_property=record_property)
+
+
+def test_experts_only_with_pictures(engines, reference, experts_only, record_property):
+    """A mixed checkpoint that asks for an FP8 cache, which the float32 engine keeps in float32 (a score of its own)."""
+    rows = reference(experts_only, "merged", with_pictures=True)
+    assert_agrees(compare(*engines["experts-only"], rows), may_break=True, record_property=record_property)
+
+
+def test_lazy_decoding_is_the_same_bits(engines):
+    for lazy, once in zip(engines["modelopt lazy"], engines["modelopt"], strict=True):
+        assert np.array_equal(lazy, once)
+
+
+def test_the_language_model_alone_is_the_same_bits(engines):
+    for text, whole in zip(engines["text-only"], engines["modelopt"], strict=True):
+        assert np.array_equal(text, whole)
+
+
+def test_the_rules_differ(engines, reference, modelopt_layout):
+    """What is compared above could not pass for another rule."""
+    for case, other in (("modelopt", "per-expert"), ("modelopt per-expert", "merged"), ("modelopt", "none")):
+        found = compare(*engines[case], reference(modelopt_layout, other))
+        assert found.compared < 0.1 * found.positions
+
+
+def test_over_http(served, modelopt_layout, texts, reference, record_property):
+    """The same from ``fourfold serve`` through the OpenAI endpoint's ``prompt_logprobs``."""
+    endpoint = served(modelopt_layout, dtype="float32")
+    ids, values = [], []
+    for prompt in texts:
+        body = {"model": endpoint.model, "prompt": prompt, "max_tokens": 1, "temperature": 0, "prompt_logprobs": 20}
+        answer = httpx.post(f"{endpoint.url}/completions", json=body, timeout=120).raise_for_status().json()
+        for position in answer["choices"][0]["prompt_logprobs"][1:]:
+            best = sorted(position.items(), key=lambda item: item[1]["rank"])[:20]
+            ids.append([int(token) for token, _ in best])
+            values.append([entry["logprob"] for _, entry in best])
+    found = compare(np.array(ids), np.array(values, dtype=np.float32), reference(modelopt_layout, "merged"))
+    assert_agrees(found, may_break=True, record_property=record_property)
