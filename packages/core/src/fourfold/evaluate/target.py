@@ -48,27 +48,20 @@ class ModelSource:
             return self.served_model or self.base
         return Path(self.source).name
 
-    def check(self) -> None:
-        """Refuse, before anything starts, a server that is missing or options it does not take."""
-        if self.base is None and self.server is None:
-            raise ConfigError(
-                f"{self.source}: no server for this machine is installed; install fourfold-vllm, or give the address "
-                "of a running server"
-            )
-        if self.server is not None:
-            self.server.options.parse(self.server_options, where=f"server {self.server.name}")
-
     @contextmanager
     def serve(self, registry: Registry, progress: Progress) -> Iterator[Endpoint]:
         """Attach to the endpoint, or own a server while the block runs."""
         if self.base is not None and self.served_model is not None:
             yield Endpoint(url=self.base, model=self.served_model, owned=False)
             return
-        self.check()
         server = self.make_server(registry)
-        if self.checkpoint is not None and server is not None:
-            with server.serve(self.checkpoint, progress) as endpoint:
-                yield endpoint
+        if self.checkpoint is None or server is None:
+            raise ConfigError(
+                f"{self.source}: no server for this machine is installed; install fourfold-vllm, or give the address "
+                "of a running server"
+            )
+        with server.serve(self.checkpoint, progress) as endpoint:
+            yield endpoint
 
     def make_server(self, registry: Registry) -> Server[Any] | None:
         """The server with its options; None where none is installed for this machine."""
@@ -107,7 +100,13 @@ def find_source(
     server_options: dict[str, Any] | None = None,
     served_model: str | None = None,
 ) -> ModelSource:
-    """Resolve what the user gave: an address, ``demo``, a folder or a hub id. Nothing is started."""
+    """Resolve what the user gave: an address, ``demo``, a folder or a hub id; check the server's options.
+
+    Nothing is started.
+    """
+    entry = choose_server(registry, server)
+    if entry is not None:
+        entry.options.parse(server_options or {}, where=f"server {entry.name}")
     if is_url(given):
         base = api_base(given)
         names = served_models(base)
@@ -119,7 +118,7 @@ def find_source(
             base=base,
             served_model=model,
             checkpoint=None,
-            server=choose_server(registry, server),
+            server=entry,
             server_options=server_options or {},
         )
     folder = resolve_model(given)
@@ -130,7 +129,7 @@ def find_source(
         base=None,
         served_model=None,
         checkpoint=folder,
-        server=choose_server(registry, server),
+        server=entry,
         server_options=server_options or {},
     )
 
