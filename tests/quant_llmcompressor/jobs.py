@@ -37,6 +37,8 @@ IDENTITY = (
     "gptq-linearized",
 )
 ALGORITHMS = ("mse", "expanded-mse", "imatrix-mse", "expanded-imatrix", "gptq", "smoothquant", "autoround")
+#: They scale rows of ``up_proj`` against columns of ``down_proj``.
+SMOOTHING = ("smoothquant", "awq")
 AUTOROUND = {"algorithm": "autoround", "autoround_iterations": 40}
 NO_PROPAGATION = {"algorithm": "gptq", "propagate_error": False}
 
@@ -68,6 +70,7 @@ FIRST_RUN = [
     _alone("gptq-linearized", gptq=True),
     _ours("gptq-same-inputs", options=NO_PROPAGATION),
     _ours("smoothquant", options={"algorithm": "smoothquant"}),
+    _ours("awq", options={"algorithm": "awq"}) | {"action": "quantize_unpinned"},
     _ours("autoround", options=AUTOROUND),
     _ours("few", tokens=TOO_FEW),
     _ours("few-linearized", THEIRS, TOO_FEW),
@@ -80,7 +83,7 @@ FIRST_RUN = [
     _ours("padded-gptq", tokens=(2, 32), padding=8, options={"algorithm": "gptq"}),
     _ours("zero-expert", zero_expert=True),
     _errors("layer-errors", "model.language_model.layers.0", ("reference", *ALGORITHMS)),
-    _errors("mlp-errors", "model.language_model.layers.0.mlp", ("reference", "smoothquant")),
+    _errors("mlp-errors", "model.language_model.layers.0.mlp", ("reference", *SMOOTHING)),
 ]
 SECOND_RUN = [
     _ours("reference"),

@@ -32,6 +32,7 @@ def reasons(model: Path, folder: Path, job: dict[str, Any], tokens: TokenSet) ->
             load_unfused,
             [AWQModifier(mappings=[AWQMapping(UP, [DOWN])]), QuantizationModifier(**nearest)],
         ),
+        "awq-alone": (load_unfused, [AWQModifier(mappings=[AWQMapping(UP, [DOWN])])]),
         "awq-default-mappings": (load_unfused, [AWQModifier(), QuantizationModifier(**nearest)]),
         "smoothquant-linearized": (
             load,

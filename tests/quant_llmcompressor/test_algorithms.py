@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from fourfold.models.gemma4 import read_gemma4
 
 from .conftest import Runs
-from .jobs import ALGORITHMS
+from .jobs import ALGORITHMS, SMOOTHING
 
 DENSE_PAIR = ("model.language_model.layers.0.mlp.up_proj", "model.language_model.layers.0.mlp.down_proj")
 
@@ -93,23 +93,33 @@ def test_autoround_lowers_the_first_layers_output_error_by_half(runs: Runs) -> N
     assert errors["autoround"] < 0.5 * errors["reference"]
 
 
-def test_smoothquant_lowers_the_error_of_an_mlp_with_outlier_channels(runs: Runs) -> None:
+@pytest.mark.parametrize("name", SMOOTHING)
+def test_smoothing_lowers_the_error_of_an_mlp_with_outlier_channels(runs: Runs, name: str) -> None:
     errors = runs["mlp-errors"].report("errors.json")
-    assert errors["smoothquant"] < 0.9 * errors["reference"]
+    assert errors[name] < 0.9 * errors["reference"]
 
 
-def test_smoothquant_scales_rows_against_columns_and_says_so(runs: Runs) -> None:
-    gemma, artifact = read_gemma4(runs.model), runs["smoothquant"].artifact
-    up, down = (artifact.weight(name).dequantize() for name in DENSE_PAIR)
-    source_up, source_down = (gemma.linears[name].read(runs.model).float() for name in DENSE_PAIR)
+@pytest.mark.parametrize("name", SMOOTHING)
+def test_smoothing_scales_rows_against_columns_and_says_so(runs: Runs, name: str) -> None:
+    gemma, artifact = read_gemma4(runs.model), runs[name].artifact
+    up, down = (artifact.weight(module).dequantize() for module in DENSE_PAIR)
+    source_up, source_down = (gemma.linears[module].read(runs.model).float() for module in DENSE_PAIR)
     rows = (up * source_up).sum(1) / source_up.square().sum(1)
     columns = (down * source_down).sum(0) / source_down.square().sum(0)
     assert rows.max() / rows.min() > 2
     torch.testing.assert_close(rows * columns, torch.ones(len(rows)), rtol=0.1, atol=0)
     transformed = artifact.manifest.transformed
     assert set(DENSE_PAIR) <= transformed.keys()
-    assert {name.rpartition(".")[2] for name in transformed} == {"up_proj", "down_proj"}
-    assert set(transformed.values()) == {"smoothquant: up_proj rows, down_proj columns"}
+    assert {module.rpartition(".")[2] for module in transformed} == {"up_proj", "down_proj"}
+    assert set(transformed.values()) == {f"{name}: up_proj rows, down_proj columns"}
+
+
+def test_awqs_input_scales_are_those_of_the_transformed_model(runs: Runs) -> None:
+    """What enters ``down_proj`` shrinks with the rows of ``up_proj``; an observer of the pass before would not know."""
+    nearest, awq = (runs[name].artifact.input_global_scale(DENSE_PAIR[1]) for name in ("reference", "awq"))
+    assert nearest is not None
+    assert awq is not None
+    assert awq < 0.7 * nearest
 
 
 @pytest.mark.parametrize("name", ["reference", "gptq", "autoround", "imatrix-mse"])

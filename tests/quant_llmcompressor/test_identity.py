@@ -9,34 +9,20 @@ import torch
 
 from fourfold.models.gemma4 import read_gemma4
 from fourfold.nvfp4 import BlockScalePolicy, quantize
+from toolchain_jobs.outside import differences, equal_bytes, scales_by_group
 
-from .conftest import Result, Runs
+from .conftest import Runs
 from .jobs import IDENTITY
 
 #: Written by us in float32 as every scale is, by llm-compressor in the model's dtype.
 KV_SCALES = (".k_scale", ".v_scale")
 
 
-def differences(ours: Result, theirs: Result) -> list[str]:
-    """Tensors of equal name whose dtype, shape or bytes differ."""
-    different = []
-    for entry in ours.checkpoint:
-        other = theirs.checkpoint.entry(entry.name)
-        same = (entry.dtype, entry.shape) == (other.dtype, other.shape)
-        if not same or not equal_bytes(ours.checkpoint.read(entry.name), theirs.checkpoint.read(entry.name)):
-            different.append(entry.name)
-    return different
-
-
-def equal_bytes(one: torch.Tensor, other: torch.Tensor) -> bool:
-    return torch.equal(one.reshape(-1).view(torch.uint8), other.reshape(-1).view(torch.uint8))
-
-
 @pytest.mark.parametrize("name", IDENTITY)
 def test_checkpoint_equals_save_pretrained(runs: Runs, name: str) -> None:
     ours, theirs = runs[name], runs[f"{name}-oracle"]
     assert set(ours.checkpoint.tensors) == set(theirs.checkpoint.tensors)
-    assert [n for n in differences(ours, theirs) if not n.endswith(KV_SCALES)] == []
+    assert [n for n in differences(ours.checkpoint, theirs.checkpoint) if not n.endswith(KV_SCALES)] == []
 
 
 def test_kv_scales_have_llmcompressors_values_in_float32(runs: Runs) -> None:
@@ -133,20 +119,13 @@ def test_the_same_job_in_another_process_gives_equal_files(runs: Runs, second_ru
     assert first == second
 
 
-@pytest.mark.parametrize("name", ["reference", "expanded-mse", "gptq", "smoothquant", "autoround", "few"])
+@pytest.mark.parametrize("name", ["reference", "expanded-mse", "gptq", "smoothquant", "awq", "autoround", "few"])
 def test_scale_groups_share_both_scales(runs: Runs, name: str) -> None:
-    groups: dict[str, set[tuple[float, float]]] = {}
-    artifact = runs[name].artifact
-    for module in read_gemma4(runs.model).linears.values():
-        scale = artifact.input_global_scale(module.name)
-        assert scale is not None
-        groups.setdefault(module.scale_group, set()).add(
-            (artifact.weight(module.name).global_scale.item(), scale.item())
-        )
+    groups = scales_by_group(runs[name].artifact, runs.model)
     assert {len(scales) for scales in groups.values()} == {1}
 
 
-@pytest.mark.parametrize("name", ["reference", "smoothquant", "gptq", "autoround", "kv-fp8"])
+@pytest.mark.parametrize("name", ["reference", "smoothquant", "awq", "gptq", "autoround", "kv-fp8"])
 def test_kept_tensors_equal_the_source(runs: Runs, name: str) -> None:
     gemma, tensors = read_gemma4(runs.model), runs[name].checkpoint
     for kept in gemma.kept:

@@ -69,6 +69,7 @@ def test_job_is_refused(second_runs: Runs, name: str) -> None:
 
 REASONS = {
     "awq": "RuntimeError: Found no NVIDIA driver",
+    "awq-alone": "ValidationError: 1 validation error for Recipe\n  Value error, Recipe includes AWQModifier with no",
     "awq-default-mappings": "ValueError: Found a final incomplete set with matches found for keys",
     "smoothquant-linearized": "IndexError: min(): Expected reduction dim 0 to have non-zero size.",
     "autoround": "TypeError: 'NoneType' object does not support item assignment",

@@ -8,31 +8,17 @@ import pytest
 import torch
 
 from fourfold.checkpoint.layouts import MODELOPT
+from toolchain_jobs.outside import differences, equal_bytes, scales_by_group
 
-from .conftest import Result, Runs
+from .conftest import Runs
 from .jobs import IDENTITY
-
-
-def differences(ours: Result, theirs: Result) -> list[str]:
-    """Tensors of equal name whose dtype, shape or bytes differ."""
-    different = []
-    for entry in ours.checkpoint:
-        other = theirs.checkpoint.entry(entry.name)
-        same = (entry.dtype, entry.shape) == (other.dtype, other.shape)
-        if not same or not equal_bytes(ours.checkpoint.read(entry.name), theirs.checkpoint.read(entry.name)):
-            different.append(entry.name)
-    return different
-
-
-def equal_bytes(one: torch.Tensor, other: torch.Tensor) -> bool:
-    return torch.equal(one.reshape(-1).view(torch.uint8), other.reshape(-1).view(torch.uint8))
 
 
 @pytest.mark.parametrize("name", IDENTITY)
 def test_checkpoint_equals_modelopts_export(runs: Runs, name: str) -> None:
     ours, theirs = runs[name], runs[f"{name}-oracle"]
     assert set(ours.checkpoint.tensors) == set(theirs.checkpoint.tensors)
-    assert differences(ours, theirs) == []
+    assert differences(ours.checkpoint, theirs.checkpoint) == []
 
 
 @pytest.mark.parametrize("name", IDENTITY)
@@ -52,7 +38,7 @@ def test_a_raised_threshold_changes_input_scales_alone_and_names_them(runs: Runs
     """Intended difference: experts below ``min_expert_tokens`` get the layer's largest input scale."""
     ours = runs["threshold"]
     named = {f"{module}.{MODELOPT.input_global_scale}" for module in ours.artifact.manifest.rare_modules}
-    different = set(differences(ours, runs["reference-oracle"]))
+    different = set(differences(ours.checkpoint, runs["reference-oracle"].checkpoint))
     assert different
     assert different <= named
 
@@ -73,16 +59,7 @@ def test_the_same_job_in_another_process_gives_equal_files(runs: Runs, second_ru
 
 
 def test_scale_groups_share_both_scales(runs: Runs) -> None:
-    from fourfold.models.gemma4 import read_gemma4
-
-    groups: dict[str, set[tuple[float, float]]] = {}
-    artifact = runs["reference"].artifact
-    for module in read_gemma4(runs.model).linears.values():
-        scale = artifact.input_global_scale(module.name)
-        assert scale is not None
-        groups.setdefault(module.scale_group, set()).add(
-            (artifact.weight(module.name).global_scale.item(), scale.item())
-        )
+    groups = scales_by_group(runs["reference"].artifact, runs.model)
     assert {len(scales) for scales in groups.values()} == {1}
 
 

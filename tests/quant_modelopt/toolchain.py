@@ -1,137 +1,57 @@
 """Runs in ModelOpt's environment: does the jobs of one JSON file and leaves results on disk for the tests to read.
 
-``python toolchain.py JOBS.json`` with ``{"model": DIR, "make_model": bool, "jobs": [{"name", "action", ...}]}``.
-Actions: ``quantize`` (ours, to NAME/artifact and NAME/checkpoint), ``modelopt`` (ModelOpt alone, from wildcard
-patterns to ``export_hf_checkpoint``, none of our code but the unfuser), ``inputs`` (BF16 inputs of named modules).
-A job that raises a Fourfold error leaves NAME/error.json.
+See :mod:`toolchain_jobs.inside`. Actions: ``quantize`` (ours, to NAME/artifact and NAME/checkpoint), ``modelopt``
+(ModelOpt alone, from wildcard patterns to ``export_hf_checkpoint``, none of our code but the unfuser), ``inputs``
+(BF16 inputs of named modules), and single measurements.
 """
 
 from __future__ import annotations
 
-import fnmatch
 import json
-import shutil
 import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import nn
 
 from fourfold.artifact import Artifact, ArtifactWriter
-from fourfold.calibration import CalibrationSpec, TokenSet, TokenSetRecord
-from fourfold.calibration.tokens import tokens_sha256
 from fourfold.checkpoint.index import TensorFolder
-from fourfold.config import Options, Recipe
-from fourfold.errors import FourfoldError
-from fourfold.interfaces.quantizer import QuantizeJob
-from fourfold.models.gemma4 import read_gemma4
-from fourfold.models.resolve import resolve_model
+from fourfold.config import Options
 from fourfold.progress import NoProgress
-from fourfold.reference.experts import UnfusedExperts
-from fourfold.reference.options import ReferenceUnfuserOptions
-from fourfold.reference.unfuser import ReferenceUnfuser
 from fourfold_modelopt.options import ModelOptOptions
 from fourfold_modelopt.unfuser import ModelOptUnfuser
-
-VOCABULARY = 256
-
-
-def token_set(num_batches: int, length: int) -> TokenSet:
-    """Rows of random token ids, two a batch, without padding."""
-    generator = torch.Generator().manual_seed(1)
-    rows = torch.randint(3, VOCABULARY, (2 * num_batches, length), generator=generator, dtype=torch.int32)
-    lengths = torch.full((len(rows),), length, dtype=torch.int32)
-    spec = CalibrationSpec(source="random", samples=len(rows), sequence_length=length, batch_size=2)
-    record = TokenSetRecord(
-        spec=spec, num_texts=len(rows), num_tokens=rows.numel(), texts_sha256="", tokenizer_sha256="",
-        tokens_sha256=tokens_sha256(rows, lengths),
-    )  # fmt: skip
-    return TokenSet(rows, lengths, record)
-
-
-def make_model(folder: Path) -> None:
-    """A random Gemma 4 MoE: two layers (sliding, full with K as V), 16 experts, top 4, a vision tower."""
-    from transformers import Gemma4Config, Gemma4ForConditionalGeneration
-
-    text = {
-        "vocab_size": VOCABULARY, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2,
-        "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16, "global_head_dim": 32,
-        "num_global_key_value_heads": 1, "attention_k_eq_v": True, "enable_moe_block": True, "num_experts": 16,
-        "top_k_experts": 4, "moe_intermediate_size": 48, "layer_types": ["sliding_attention", "full_attention"],
-        "sliding_window": 32, "final_logit_softcapping": 30.0, "hidden_size_per_layer_input": 0,
-        "vocab_size_per_layer_input": VOCABULARY, "num_kv_shared_layers": 0,
-        "use_bidirectional_attention": "vision", "dtype": "bfloat16",
-    }  # fmt: skip
-    vision = {
-        "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2,
-        "num_key_value_heads": 2, "head_dim": 16, "position_embedding_size": 64, "standardize": True,
-        "dtype": "bfloat16",
-    }  # fmt: skip
-    torch.manual_seed(0)
-    config = Gemma4Config(text_config=text, vision_config=vision, audio_config=None, dtype="bfloat16")
-    model = Gemma4ForConditionalGeneration(config).to(torch.bfloat16)
-    for name, buffer in model.named_buffers():
-        if name.endswith("layer_scalar"):
-            buffer.fill_(0.7)
-    model.save_pretrained(folder)
-
-
-def with_zero_expert(model: Path, folder: Path, tensor: str, expert: int) -> Path:
-    """A copy of the model in which one expert's slice of a fused tensor is all zeros."""
-    copy = shutil.copytree(model, folder / "model")
-    tensors = load_file(copy / "model.safetensors")
-    tensors[tensor][expert] = 0
-    save_file(tensors, copy / "model.safetensors", metadata={"format": "pt"})
-    return copy
+from toolchain_jobs.inside import (
+    Job,
+    do_jobs,
+    make_job,
+    make_model,
+    reference_unfuser,
+    token_set,
+    tokens_of,
+    with_zero_expert,
+    write_artifact,
+)
 
 
 def unfuser(name: str) -> Any:
-    return ReferenceUnfuser(ReferenceUnfuserOptions()) if name == "reference" else ModelOptUnfuser(Options())
+    return reference_unfuser() if name == "reference" else ModelOptUnfuser(Options())
 
 
-def tokens(job: dict[str, Any]) -> TokenSet | None:
-    return token_set(*job["tokens"]) if job.get("tokens") else None
-
-
-def make_job(model: Path, job: dict[str, Any]) -> QuantizeJob:
-    """The job that core would make; patterns are taken as they come."""
-    source = TensorFolder(model)
-    gemma = read_gemma4(source)
-    recipe = Recipe.parse(job.get("recipe", {}), where="recipe")
-    targets = tuple(
-        m for m in gemma.linears.values() if not any(fnmatch.fnmatchcase(m.name, p) for p in recipe.all_excludes)
-    )
-    return QuantizeJob(
-        model_path=model, source=source, gemma=gemma, targets=targets, recipe=recipe, tokens=tokens(job),
-        batch_size=2, unfuser_name=job["unfuser"], unfuser=unfuser(job["unfuser"]),
-        device=job.get("device", "cpu"), seed=0,
-    )  # fmt: skip
-
-
-def quantize(model: Path, folder: Path, job: dict[str, Any]) -> None:
+def quantize(model: Path, folder: Path, job: Job) -> None:
     """Our quantizer, then our exporter; and every target as ModelOpt's own tensor class decodes it."""
     from fourfold_modelopt.exporter import ModelOptExporter
     from fourfold_modelopt.quantizer import ModelOptQuantizer
 
     if "zero" in job:
         model = with_zero_expert(model, folder, *job["zero"])
-    task = make_job(model, job)
     options = ModelOptOptions.parse(job.get("options", {}), where="quantizer")
-    writer = ArtifactWriter(folder / "artifact", task)
-    ModelOptQuantizer(options).quantize(task, writer, NoProgress())
-    writer.finish(
-        {
-            "source_files": {},
-            "unfuser": {"name": job["unfuser"]},
-            "quantizer": {"name": "modelopt", "options": options.model_dump(mode="json")},
-            "packages": {"nvidia-modelopt": "0.47.0"},
-        }
-    )
-    artifact = Artifact(folder / "artifact")
-    ModelOptExporter(Options()).export(artifact, folder / "checkpoint", NoProgress())
+    task = make_job(model, job, unfuser(job["unfuser"]))
+    write_artifact(folder / "artifact", task, "modelopt", ModelOptQuantizer(options))
+    (folder / "checkpoint").mkdir()
+    ModelOptExporter(Options()).export(Artifact(folder / "artifact"), folder / "checkpoint", NoProgress())
     save_file(decoded_by_modelopt(folder / "checkpoint"), folder / "decoded.safetensors")
 
 
@@ -153,18 +73,7 @@ def decoded_by_modelopt(checkpoint: Path) -> dict[str, torch.Tensor]:
     return decoded
 
 
-class ExpertList(nn.ModuleList):
-    """Un-fused experts as ModelOpt's export wants them: iterable. Holds the very same linears."""
-
-    def __init__(self, experts: UnfusedExperts) -> None:
-        super().__init__(experts.children())
-        self._experts = (experts,)
-
-    def forward(self, *args: torch.Tensor) -> torch.Tensor:
-        return self._experts[0](*args)
-
-
-def modelopt_alone(model: Path, folder: Path, job: dict[str, Any]) -> None:
+def modelopt_alone(model: Path, folder: Path, job: Job) -> None:
     """ModelOpt as its documentation uses it: patterns, ``quantize``, ``export_hf_checkpoint``."""
     import modelopt.torch.quantization as mtq
     from modelopt.torch.export import export_hf_checkpoint
@@ -189,20 +98,17 @@ def modelopt_alone(model: Path, folder: Path, job: dict[str, Any]) -> None:
                 "cfg": {"num_bits": (4, 3), "axis": None},
             }
         )
-    seen = tokens(job)
+    seen = tokens_of(job)
 
     def run(current: nn.Module) -> None:
         for batch in seen.batches(2):
             current(input_ids=batch.input_ids, use_cache=False)
 
     mtq.quantize(loaded, {"quant_cfg": rules, "algorithm": "max"}, run if seen else None)
-    for name, module in list(loaded.named_modules()):
-        if isinstance(module, UnfusedExperts):
-            loaded.set_submodule(name, ExpertList(module))
     export_hf_checkpoint(loaded, export_dir=folder / "checkpoint")
 
 
-def inputs(model: Path, folder: Path, job: dict[str, Any]) -> None:
+def inputs(model: Path, folder: Path, job: Job) -> None:
     """Inputs [T, K] of the named modules in the BF16 model, un-fused."""
     from transformers import AutoModelForImageTextToText
 
@@ -219,7 +125,7 @@ def inputs(model: Path, folder: Path, job: dict[str, Any]) -> None:
     save_file({name: torch.cat(parts) for name, parts in seen.items()}, folder / "inputs.safetensors")
 
 
-def search_nothing(_model: Path, _folder: Path, _job: dict[str, Any]) -> None:
+def search_nothing(_model: Path, _folder: Path, _job: Job) -> None:
     """A search over a quantizer that was never calibrated."""
     from modelopt.torch.quantization.nn import TensorQuantizer
 
@@ -229,15 +135,16 @@ def search_nothing(_model: Path, _folder: Path, _job: dict[str, Any]) -> None:
     search_block_scales((uncalibrated,), "mse", None, NoProgress())
 
 
-def storage(model: Path, folder: Path, job: dict[str, Any]) -> None:
+def storage(model: Path, folder: Path, job: Job) -> None:
     """After GPTQ: how many experts' weights still are views of the fused storage, and how many there are."""
     from fourfold_modelopt.loading import load_model
     from fourfold_modelopt.quantizer import ModelOptQuantizer
 
-    task = make_job(model, job)
+    task = make_job(model, job, unfuser(job["unfuser"]))
     loaded = load_model(model, task.source.config, "cpu")
     fused = {p.untyped_storage().data_ptr() for name, p in loaded.named_parameters() if ".experts." in name}
     options = ModelOptOptions.parse(job["options"], where="quantizer")
+    (folder / "artifact").mkdir()
     writer = ArtifactWriter(folder / "artifact", task)
     with torch.no_grad():
         linears = ModelOptQuantizer(options).calibrate(loaded, task, writer, NoProgress())
@@ -246,7 +153,7 @@ def storage(model: Path, folder: Path, job: dict[str, Any]) -> None:
     (folder / "facts.json").write_text(json.dumps({"views": inside, "experts": len(experts)}))
 
 
-def skipped(model: Path, folder: Path, job: dict[str, Any]) -> None:
+def skipped(model: Path, folder: Path, job: Job) -> None:
     """ModelOpt's GPTQ behind its own fused wrapper: which weights it changed."""
     import modelopt.torch.quantization as mtq
     from transformers import AutoModelForImageTextToText
@@ -279,21 +186,5 @@ ACTIONS = {
 }  # fmt: skip
 
 
-def main(path: Path) -> None:
-    spec = json.loads(path.read_text())
-    torch.set_num_threads(1)
-    model = Path(spec["model"])
-    if spec["make_model"]:
-        make_model(model)
-    for job in spec["jobs"]:
-        folder = path.parent / job["name"]
-        for part in ("artifact", "checkpoint"):
-            (folder / part).mkdir(parents=True)
-        try:
-            ACTIONS[job["action"]](resolve_model(job["model"]) if "model" in job else model, folder, job)
-        except FourfoldError as error:
-            (folder / "error.json").write_text(json.dumps({"type": type(error).__name__, "message": str(error)}))
-
-
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    do_jobs(Path(sys.argv[1]), make_model, ACTIONS)
