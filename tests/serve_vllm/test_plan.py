@@ -157,6 +157,7 @@ def test_more_than_one_machine(full_size):
     assert "--tensor-parallel-size" not in given
     assert ours.first_node == ("ray", "start", "--head", "--port=6379")
     assert ours.other_nodes == ("ray", "start", "--address=FIRST_MACHINE:6379")
+    assert ours.docker == ()
     assert "weights 8.29 GB (a rank's share of 16.59 GB)" in why(ours, "--max-model-len")
 
 

@@ -154,11 +154,15 @@ def describe(launch: Launch, options: VllmOptions, program: tuple[str, ...]) -> 
         environment=launch.environment,
         reasons=tuple(reasons),
         context_tokens=next(int(f.value) for f in launch.flags if f.name == "--max-model-len" and f.value),
-        # The container holds no Fourfold, so neither the emulation nor, on CPUs, anything that computes NVFP4.
-        docker=_docker(launch, options) if launch.machine.sm is not None and options.emulation != "on" else (),
+        docker=_docker(launch, options) if _runs_in_container(launch, options) else (),
         first_node=("ray", "start", "--head", "--port=6379") if several else (),
         other_nodes=("ray", "start", "--address=FIRST_MACHINE:6379") if several else (),
     )
+
+
+def _runs_in_container(launch: Launch, options: VllmOptions) -> bool:
+    """The maker's container has no Fourfold, so neither the emulation nor NVFP4 on CPUs; and no Ray."""
+    return launch.machine.sm is not None and options.emulation != "on" and options.nodes == 1
 
 
 def _docker(launch: Launch, options: VllmOptions) -> tuple[str, ...]:

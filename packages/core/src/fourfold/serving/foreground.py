@@ -17,8 +17,8 @@ def plan_of(target: Target, *, docker: bool) -> ServePlan:
     plan = target.server.plan(target.checkpoint)
     if docker and not plan.docker:
         raise ConfigError(
-            "no docker command: the CPU server and the emulation need Fourfold in their environment, which vLLM's "
-            "container lacks"
+            "no docker command: the CPU server and the emulation need Fourfold, and several machines need Ray, which "
+            "vLLM's container lacks"
         )
     return plan
 
