@@ -8,6 +8,8 @@ Shape letters: N matrices, O out features, K in features, G = K/16 blocks.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 
 from fourfold.nvfp4 import (
@@ -30,28 +32,38 @@ _DEVICE_PIECE = 2**26
 def encode(weight: torch.Tensor, global_scale: torch.Tensor, block_scale: torch.Tensor | None = None) -> NVFP4Weight:
     """Quantize ``weight`` [N, O, K] with ``global_scale`` float32 [N], and block scales [N, O, G] where they are given.
 
-    Raises ValueError for a weight that is not finite; the message says which matrix.
+    Raises ValueError for a weight that is not finite; the message says which matrix, on a GPU the first of its piece.
     """
     num_matrices, num_rows, width = weight.shape
     packed = torch.empty(num_matrices, num_rows, width // 2, dtype=torch.uint8, device=weight.device)
     scales = torch.empty(num_matrices, num_rows, width // BLOCK_SIZE, dtype=torch.float8_e4m3fn, device=weight.device)
-    rows = max(1, (_CACHE_PIECE if weight.device.type == "cpu" else _DEVICE_PIECE) // width)
+    for piece in _pieces(weight):
+        given = None if block_scale is None else block_scale[piece]
+        try:
+            packed[piece], scales[piece] = _encode_rows(weight[piece], global_scale[piece[0], None, None], given)
+        except ValueError as error:
+            raise ValueError(f"matrix {piece[0].start}: {error}") from None
+    return NVFP4Weight(packed, scales, global_scale)
+
+
+def _pieces(weight: torch.Tensor) -> Iterator[tuple[slice, slice]]:
+    """Ranges of matrices and rows: of one matrix on a CPU, of several whole ones on a GPU."""
+    num_matrices, num_rows, width = weight.shape
+    if weight.device.type != "cpu":
+        step = max(1, _DEVICE_PIECE // (num_rows * width))
+        for start in range(0, num_matrices, step):
+            yield slice(start, start + step), slice(None)
+        return
+    rows = max(1, _CACHE_PIECE // width)
     for matrix in range(num_matrices):
         for start in range(0, num_rows, rows):
-            piece = slice(start, start + rows)
-            given = None if block_scale is None else block_scale[matrix, piece]
-            try:
-                codes, scale = _encode_rows(weight[matrix, piece], global_scale[matrix], given)
-            except ValueError as error:
-                raise ValueError(f"matrix {matrix}: {error}") from None
-            packed[matrix, piece], scales[matrix, piece] = codes, scale
-    return NVFP4Weight(packed, scales, global_scale)
+            yield slice(matrix, matrix + 1), slice(start, start + rows)
 
 
 def _encode_rows(
     weight: torch.Tensor, global_scale: torch.Tensor, block_scale: torch.Tensor | None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Packed codes and block scales of some rows [O, K]."""
+    """Packed codes and block scales of some rows [N, O, K]; ``global_scale`` is [N, 1, 1]."""
     if block_scale is None:
         block_scale = block_scale_from_amax(block_amax(weight), global_scale, BlockScalePolicy.MODELOPT)
     step = block_scale.float() * global_scale

@@ -13,8 +13,9 @@ Shape letters: T tokens, H hidden, I expert width, E experts, k experts a token,
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 from weakref import WeakKeyDictionary
 
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     from torch import nn
 
 IMPLEMENTATION: Final = "fourfold_observed"
+#: The same with its elementwise parts compiled: faster on a GPU, last bits may differ.
+FUSED: Final = "fourfold_observed_fused"
 #: Since Ampere torch has a grouped product on CUDA.
 _GROUPED_CAPABILITY = (8, 0)
 
@@ -39,6 +42,7 @@ class ExpertsCall(NamedTuple):
     down_rows: torch.Tensor
     expert_S: torch.Tensor
     token_S: torch.Tensor
+    ends_E: torch.Tensor
 
 
 class ExpertsObserver(Protocol):
@@ -55,7 +59,9 @@ def register() -> None:
     """Make the implementation known to Transformers; a second call does nothing."""
     from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
-    ALL_EXPERTS_FUNCTIONS.register(IMPLEMENTATION, observed_experts)
+    ALL_EXPERTS_FUNCTIONS.register(IMPLEMENTATION, partial(observed_experts, gated=_gated, summed=_summed))
+    gated, summed = torch.compile(_gated, dynamic=True), torch.compile(_summed_in_one, dynamic=True)
+    ALL_EXPERTS_FUNCTIONS.register(FUSED, partial(observed_experts, gated=gated, summed=summed))
 
 
 @contextmanager
@@ -69,28 +75,53 @@ def watched(experts: nn.Module, observer: ExpertsObserver) -> Iterator[None]:
 
 
 def observed_experts(
-    experts: Any, hidden_states: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor
+    experts: Any,
+    hidden_states: torch.Tensor,
+    top_k_index: torch.Tensor,
+    top_k_weights: torch.Tensor,
+    *,
+    gated: Callable[..., torch.Tensor],
+    summed: Callable[..., torch.Tensor],
 ) -> torch.Tensor:
     """The forward pass of an experts module: [T, H], int64 [T, k], [T, k] to [T, H]."""
     num_tokens, k = top_k_index.shape
     # Stable, so that an expert's tokens stand in their own order, as the eager loop takes them.
     expert_S, order = torch.sort(top_k_index.reshape(-1), stable=True)
     token_S = order // k
-    ends_E = expert_S.bincount(minlength=experts.num_experts).cumsum(0)
+    # Counted by search, which unlike a histogram lets the GPU run on.
+    ends_E = torch.searchsorted(expert_S, torch.arange(experts.num_experts, device=expert_S.device), right=True)
     rows = hidden_states.index_select(0, token_S)
-    gate, up = grouped_linear(rows, experts.gate_up_proj, ends_E).chunk(2, dim=-1)
-    inner = experts.act_fn(gate) * up
+    inner = gated(grouped_linear(rows, experts.gate_up_proj, ends_E), experts.act_fn)
     if (observer := _observers.get(experts)) is not None:
-        observer.see_experts(ExpertsCall(hidden_states, rows, inner, expert_S, token_S))
-    weighted = grouped_linear(inner, experts.down_proj, ends_E)
-    # The product is float32, and rounded as it is stored: no float32 copy of the rows.
-    torch.mul(weighted, top_k_weights.reshape(-1).index_select(0, order)[:, None], out=weighted)
+        observer.see_experts(ExpertsCall(hidden_states, rows, inner, expert_S, token_S, ends_E))
+    output = grouped_linear(inner, experts.down_proj, ends_E)
     position = torch.empty_like(order)
     position[order] = torch.arange(len(order), device=order.device)
     in_expert_order = position.view(num_tokens, k).sort(dim=1).values.T.contiguous()  # rows are sorted by expert
-    total = torch.zeros_like(hidden_states)
-    for nth in in_expert_order:
-        total += weighted.index_select(0, nth)
+    return summed(output, top_k_weights.reshape(-1).index_select(0, order), in_expert_order)
+
+
+def _gated(gate_up: torch.Tensor, act_fn: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
+    """[S, 2I] to [S, I]."""
+    gate, up = gate_up.chunk(2, dim=-1)
+    return act_fn(gate) * up
+
+
+def _summed(output: torch.Tensor, weight_S: torch.Tensor, rows_kT: torch.Tensor) -> torch.Tensor:
+    """Rows [S, H] weighed and added up by token, [T, H]; ``rows_kT`` are each token's rows in the experts' order."""
+    # The product is float32, and rounded as it is stored: no float32 copy of the rows.
+    torch.mul(output, weight_S[:, None], out=output)
+    total = output.new_zeros(rows_kT.shape[1], output.shape[1])
+    for rows in rows_kT:
+        total += output.index_select(0, rows)
+    return total
+
+
+def _summed_in_one(output: torch.Tensor, weight_S: torch.Tensor, rows_kT: torch.Tensor) -> torch.Tensor:
+    """:func:`_summed` as one expression, for a compiler to make one pass of."""
+    total = output.new_zeros(rows_kT.shape[1], output.shape[1])
+    for rows in rows_kT.unbind():
+        total = total + (output[rows] * weight_S[rows][:, None]).to(output.dtype)
     return total
 
 

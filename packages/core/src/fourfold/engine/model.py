@@ -61,8 +61,8 @@ class LayerwiseModel:
     ) -> None:
         """``tensors`` are all names in the folder; ``attention`` is a Transformers attention implementation.
 
-        ``fuse`` compiles the norms, whose passes over memory take more time than the products; their sums are then
-        taken in another order, which can move a last bit.
+        ``fuse`` compiles norms and the elementwise part of experts, whose passes over memory take more time than the
+        products; sums are then taken in another order, which can move a last bit.
         """
         from transformers import AutoConfig
 
@@ -71,8 +71,9 @@ class LayerwiseModel:
         self._reader, self._tensors = reader, tensors
         self._config = AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
         self._raw_config = read_json(path / CONFIG_FILE)
+        implementation = experts.FUSED if fuse else experts.IMPLEMENTATION
         self._settings = {
-            "dtype": torch.bfloat16, "attn_implementation": attention, "experts_implementation": experts.IMPLEMENTATION
+            "dtype": torch.bfloat16, "attn_implementation": attention, "experts_implementation": implementation,
         }  # fmt: skip
         text = self._config.get_text_config()
         if text.hidden_size_per_layer_input or text.num_kv_shared_layers:
@@ -87,8 +88,9 @@ class LayerwiseModel:
         self._class: Any = type(whole)
         self.layers = list(whole.get_decoder().layers)
         for layer in self.layers if fuse else ():
-            for module in layer.modules():
-                if type(module).__name__.endswith("RMSNorm"):
+            for name, module in layer.named_modules():
+                # One more shape than torch compiles of a function, the smallest, is left as it is.
+                if type(module).__name__.endswith("RMSNorm") and not name.endswith("v_norm"):
                     module.compile(dynamic=False)
         self._front: nn.Module | None = None
         self._front_has_media = False

@@ -110,12 +110,13 @@ class LayerObserver:
         self._experts[GATE_UP].scatter_reduce_(0, expert_S, token_amax, "amax")
         self._experts[DOWN].scatter_reduce_(0, expert_S, _row_amax(call.down_rows), "amax")
         if self._kind is not None:
-            rows_E = expert_S.bincount(minlength=self._num_experts)
+            rows_E = call.ends_E.diff(prepend=call.ends_E.new_zeros(1))
             for kind, rows in ((GATE_UP, call.gate_up_rows), (DOWN, call.down_rows)):
                 self._of(kind, rows, self._num_experts).add(rows, rows_E)
-        if self.keep_T is not None:
-            expert_S = expert_S[self.keep_T[call.token_S]]
-        self._tokens_E += expert_S.bincount(minlength=self._num_experts)
+        if self.keep_T is None:
+            self._tokens_E += call.ends_E.diff(prepend=call.ends_E.new_zeros(1))
+        else:
+            self._tokens_E += expert_S[self.keep_T[call.token_S]].bincount(minlength=self._num_experts)
 
     def _of(self, name: str, rows: torch.Tensor, count: int) -> Moments:
         if name not in self._moments:

@@ -7,7 +7,8 @@ no model is loaded and weights go through in pieces.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from itertools import groupby
 from pathlib import Path
@@ -50,8 +51,7 @@ class ReferenceQuantizer(Quantizer[ReferenceQuantizerOptions]):
             elif self.options.stream:
                 self._streamed(job, reader, artifact, progress)
             else:
-                for layer in self._observed(job, reader, progress):
-                    self._packed(job, layer).give(artifact)
+                self._give(job, self._observed(job, reader, progress), artifact, progress)
 
     def _weights_only(
         self, job: QuantizeJob, reader: TensorReader, artifact: ArtifactWriter, progress: Progress
@@ -85,14 +85,32 @@ class ReferenceQuantizer(Quantizer[ReferenceQuantizerOptions]):
         if self.options.work is None:
             with tempfile.TemporaryDirectory(prefix="hidden-", dir=artifact.folder.parent) as spill:
                 states = HiddenStates(Path(spill), int(self.options.host_memory_gib * _GIB))
-                for layer in self._calibration(job, reader, progress).streamed(states):
-                    self._packed(job, layer).give(artifact)
+                layers = self._calibration(job, reader, progress).streamed(states)
+                self._give(job, layers, artifact, None)
             return
         work = WorkFolder(Path(self.options.work), identity_of(job, self.options.recorded()))
         self._go_on(job, reader, work, progress)
         for index in range(job.gemma.num_layers):
             PackedLayer.load(work.layer(index), index, _targets(job, index)).give(artifact)
         work.remove()
+
+    def _give(
+        self, job: QuantizeJob, layers: Iterable[ObservedLayer], artifact: ArtifactWriter, progress: Progress | None
+    ) -> None:
+        """Pack every layer, write it while the next one is packed; ``progress`` where packing is a task of its own."""
+        with ThreadPoolExecutor(1) as writer:
+            writing: Future[None] | None = None
+            for layer in layers:
+                if progress is not None and writing is None:
+                    progress.begin("pack and write layers", total=job.gemma.num_layers, unit="layer")
+                packed = self._packed(job, layer)
+                if writing is not None:
+                    writing.result()
+                writing = writer.submit(packed.give, artifact)
+                if progress is not None:
+                    progress.advance()
+            if writing is not None:
+                writing.result()
 
     def _go_on(self, job: QuantizeJob, reader: TensorReader, work: WorkFolder, progress: Progress) -> None:
         """Run and save the layers that ``work`` lacks."""

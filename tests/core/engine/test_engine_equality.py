@@ -1,0 +1,93 @@
+"""Equal to ModelOpt to the bit, and the same whichever way calibration runs."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from transformers import AutoModelForImageTextToText
+
+from fourfold.artifact import Artifact
+from fourfold.engine import experts
+from fourfold.environments import ensure_environment
+from fourfold.progress import NoProgress
+from fourfold.stages.process import run_in_process
+
+from .jobs import differing
+
+
+def test_max_is_modelopts_max(demo, demo_max):
+    """Packed bytes, block scales, global scales, input scales, token counts and fallbacks, from another environment."""
+    request = demo.request(quantizer="modelopt")
+    python = ensure_environment(demo.registry.quantizer("modelopt").environment, NoProgress())
+    run_in_process(python, request, demo.work / "modelopt.log", NoProgress())
+    theirs = Artifact(request.output)
+    assert differing(demo_max, theirs) == []
+    assert demo_max.manifest.expert_token_counts == theirs.manifest.expert_token_counts
+    assert {f.module for f in demo_max.manifest.fallbacks} == {f.module for f in theirs.manifest.fallbacks}
+    assert demo_max.manifest.packages["transformers"] != theirs.manifest.packages["transformers"]
+
+
+def test_grouped_experts_are_eager_experts(small_model):
+    """Given equal inputs: bit-equal to the eager loop. Transformers' grouped path adds in float32, and is not."""
+    experts.register()
+    model = AutoModelForImageTextToText.from_pretrained(small_model, dtype=torch.bfloat16)
+    layer = model.get_decoder().layers[0]
+    generator = torch.Generator().manual_seed(0)
+    hidden = torch.randn(200, 64, generator=generator).to(torch.bfloat16)
+    _, weights, index = layer.router(hidden)
+    outputs = {}
+    for implementation in ("eager", experts.IMPLEMENTATION, "grouped_mm"):
+        module = copy.deepcopy(layer.experts)
+        module.config._experts_implementation = implementation
+        with torch.no_grad():
+            outputs[implementation] = module(hidden, index, weights)
+    assert torch.equal(outputs[experts.IMPLEMENTATION], outputs["eager"])
+    assert not torch.equal(outputs["grouped_mm"], outputs["eager"])
+    assert torch.allclose(outputs["grouped_mm"].float(), outputs["eager"].float(), rtol=2**-6, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    "recipe", [{}, {"targets": "experts-only", "exclude": ("*.experts.3.*",)}], ids=["all", "some"]
+)
+def test_streamed_is_resident(small, recipe):
+    """In memory, spilled to disk and by two processes: the same files to the byte."""
+    resident = small.quantize(recipe=recipe)
+    for options in (
+        {"stream": True},
+        {"stream": True, "host_memory_gib": 0.0},
+        {"stream": True, "host_memory_gib": 3e-5},  # two of four batches
+        {"processes": 2},
+    ):
+        other = small.quantize(recipe=recipe, **options)
+        assert differing(resident, other) == [], options
+        assert resident.manifest.expert_token_counts == other.manifest.expert_token_counts
+    assert not list(small.work.glob("hidden-*"))
+
+
+def test_padding_is_not_counted(small):
+    counts = small.quantize().manifest.expert_token_counts
+    assert {sum(layer) for layer in counts.values()} == {small.tokens.num_tokens * 2}
+
+
+def test_layer_inputs_share_the_largest(small):
+    """``expert_inputs=layer`` is what one input quantizer for all experts gives."""
+    own, shared = small.quantize(), small.quantize(expert_inputs="layer")
+    for name in own.manifest.quantized_modules:
+        if ".experts." in name:
+            parent, _, projection = name.rpartition(".")
+            siblings = [f"{parent.rpartition('.')[0]}.{expert}.{projection}" for expert in range(8)]
+            largest = max(float(own.input_global_scale(sibling)) for sibling in siblings)
+            assert float(shared.input_global_scale(name)) == largest
+        else:
+            assert own.input_global_scale(name) == shared.input_global_scale(name)
+
+
+def test_input_scales_from_another_checkpoint(small):
+    calibrated = small.quantize()
+    copied = small.quantize(input_scales=str(calibrated.path))
+    assert differing(calibrated, copied) == []
+    assert copied.manifest.quantizer.options["input_scales"] == {
+        name: digest for name, digest in calibrated.manifest.files.items() if name.endswith(".safetensors")
+    }

@@ -1,0 +1,155 @@
+"""What goes wrong says where, and what has been done is not done again."""
+
+from __future__ import annotations
+
+import resource
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from fourfold.checkpoint.index import TensorFolder
+from fourfold.engine.model import LayerwiseModel
+from fourfold.errors import ConfigError, DeviceError, OutputError, QuantizationError
+from fourfold.progress import NoProgress
+from fourfold.reference.options import ReferenceQuantizerOptions
+
+from .jobs import differing
+
+
+class Interrupted(Exception):
+    pass
+
+
+class Stopping(NoProgress):
+    """Interrupts when a task begins whose name is given; keeps all names and notes."""
+
+    def __init__(self, task=None):
+        self.task, self.begun, self.notes = task, [], []
+
+    def begin(self, task, *, total, unit):
+        self.begun.append(task)
+        if task == self.task:
+            raise Interrupted
+
+    def note(self, text):
+        self.notes.append(text)
+
+
+def test_goes_on_at_the_last_finished_layer(small):
+    work = str(small.work / "work")
+    whole = small.quantize()
+    with pytest.raises(Interrupted):
+        small.quantize(Stopping("calibrate layer 1"), stream=True, work=work)
+    again = Stopping()
+    resumed = small.quantize(again, stream=True, work=work)
+    assert [task for task in again.begun if task.startswith("calibrate")] == ["calibrate layer 1"]
+    assert again.notes == [f"{work}: going on at layer 1"]
+    assert differing(whole, resumed) == []
+    assert whole.manifest.expert_token_counts == resumed.manifest.expert_token_counts
+    assert not (small.work / "work").exists()
+
+
+def test_work_of_another_run_is_refused(small):
+    work = str(small.work / "work")
+    with pytest.raises(Interrupted):
+        small.quantize(Stopping("calibrate layer 1"), stream=True, work=work)
+    with pytest.raises(
+        OutputError, match=r"holds the work of another run .* name another folder with --option work=DIR"
+    ):
+        small.quantize(stream=True, work=work, expert_inputs="layer")
+
+
+def test_full_disk_stops_and_goes_on(small):
+    """A limit on file size, as a full disk refuses: in the second layer nothing of the first is lost."""
+    work = small.work / "work"
+    with pytest.raises(Interrupted):
+        small.quantize(Stopping("calibrate layer 1"), stream=True, work=str(work))
+    shutil.rmtree(work / "hidden" / "layer-001")
+    (work / "layer-000.safetensors").unlink()
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
+    try:
+        with pytest.raises(
+            OutputError, match="the disk for hidden states is full in layer -1, batch 0; free some of it"
+        ):
+            small.quantize(stream=True, work=str(work))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert not list(work.rglob("*.bin"))
+    assert differing(small.quantize(), small.quantize(stream=True, work=str(work))) == []
+
+
+@pytest.mark.parametrize("options", [{}, {"stream": True}], ids=["resident", "streamed"])
+def test_nan_names_layer_and_batch(small, options, tmp_path):
+    """A row of the embedding that only the last batch reads, and a norm that spoils all."""
+    model = shutil.copytree(small.model, tmp_path / "spoilt")
+    tensors = load_file(model / "model.safetensors")
+    name = "model.language_model.layers.1.post_feedforward_layernorm.weight"
+    save_file(tensors | {name: tensors[name] * torch.nan}, model / "model.safetensors", metadata={"format": "pt"})
+    small.model = model
+    with pytest.raises(QuantizationError, match="layer 1, batch 0: its output holds NaN or infinity"):
+        small.quantize(**options)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({}, r"the model's layers take 0\.00 GiB there, beside a batch; with --stream one layer at a time does"),
+        ({"stream": True}, r"ran out of memory with one layer of 0\.00 GiB on it; lower --batch-size"),
+    ],
+)
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA"), RuntimeError("DefaultCPUAllocator: can't allocate")])
+def test_out_of_memory_says_what_would_fit(small, options, message, error, monkeypatch):
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr(LayerwiseModel, "load_layer", fail)
+    with pytest.raises(DeviceError, match=message):
+        small.quantize(**options)
+
+
+def test_input_scales_that_lack_a_target(small):
+    partial = small.quantize(recipe={"targets": "experts-only"})
+    with pytest.raises(ConfigError, match=r"has no input scale of \S+self_attn.k_proj \(\d+ of the targets missing\)"):
+        small.quantize(input_scales=str(partial.path))
+
+
+REFUSED = {
+    "kv": ({}, {"kv_cache": "fp8"}, "cpu", "stores no KV scales: use --kv-cache none"),
+    "gptq": ({"algorithm": "gptq"}, {}, "cpu", "algorithm gptq holds one layer's Hessians at a time: add --stream"),
+    "scales of W4A16": ({"input_scales": "."}, {"scheme": "W4A16"}, "cpu", "scheme W4A16 has no input scales"),
+    "no folder": ({"input_scales": "/nowhere"}, {}, "cpu", "/nowhere is no folder of a checkpoint or artifact"),
+    "work": ({"work": "w"}, {}, "cpu", "only a streamed calibration leaves work to go on from; add --stream"),
+    "streams": ({"processes": 2, "stream": True}, {}, "cpu", "--stream is one process: choose one of the two"),
+    "sums": ({"processes": 2, "algorithm": "local-hessian"}, {}, "cpu", "use one process"),
+    "both": ({"algorithm": "local-hessian", "input_scales": "."}, {}, "cpu", "leave quantizer.input_scales out"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_refused_before_anything_starts(name):
+    from fourfold.config import Recipe
+
+    options, recipe, device, message = REFUSED[name]
+    with pytest.raises(ConfigError, match=message.replace(".", r"\.")):
+        ReferenceQuantizerOptions.parse(options, where="quantizer").check(Recipe.parse(recipe, where="recipe"), device)
+
+
+def test_streaming_holds_one_layer(small):
+    """Weights of other layers are not there while a layer is calibrated."""
+    seen = []
+
+    class Watching(NoProgress):
+        def begin(self, task, *, total, unit):
+            if task.startswith("calibrate layer"):
+                import gc
+
+                models = [o for o in gc.get_objects() if isinstance(o, LayerwiseModel)]
+                held = [i for i, layer in enumerate(models[-1].layers) if not next(layer.parameters()).is_meta]
+                seen.append((task, held))
+
+    small.quantize(Watching(), stream=True)
+    assert seen == [("calibrate layer 0", [0]), ("calibrate layer 1", [1])]
+    assert len(TensorFolder(small.model).tensors) > 0
