@@ -22,7 +22,7 @@ def load_model(path: Path, device: str) -> PreTrainedModel:
     """
     config = AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
     architecture = next(iter(config.architectures or ()), "none")
-    model_class = getattr(transformers, architecture, None)
+    model_class: Any = getattr(transformers, architecture, None)
     # The name comes out of a file: it may be that of anything the library holds.
     if not (isinstance(model_class, type) and issubclass(model_class, PreTrainedModel)):
         raise ModelError(f"{path / 'config.json'}: transformers {transformers.__version__} has no {architecture}")
