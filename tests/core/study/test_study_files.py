@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from fourfold.calibration.spec import Packing
 from fourfold.config import Scheme
 from fourfold.errors import ConfigError
 from fourfold.plugins import Registry
@@ -62,6 +63,7 @@ def test_the_seed_is_the_published_recipe(registry: Registry):
     assert (calibration.source, calibration.samples, calibration.sequence_length, calibration.batch_size) == (
         "cnn_dailymail", 4096, 1024, 16,
     )  # fmt: skip
+    assert calibration.packing is Packing.TRUNCATE
     assert cell.config.recipe.scheme is Scheme.W4A4
     assert cell.config.recipe.targets == "all-linear"
     assert (cell.config.device, cell.config.quantizer.name) == ("cuda", "modelopt")
