@@ -24,7 +24,8 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from core.verify.catalogue import CATALOGUE
 from core.verify.catalogue_page import kind_of
 from core.verify.faults import Fault
-from core.verify.good_checkpoints import Editable, Variant, build, make_source
+from core.verify.good_checkpoints import Editable, Variant, build
+from core.verify.source_model import make_source
 from core.verify.test_good import GOOD
 from fourfold.checkpoint.index import TensorFolder
 from fourfold.models.resolve import resolve_model

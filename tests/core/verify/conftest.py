@@ -11,7 +11,8 @@ import pytest
 
 from fourfold.checkpoint.index import TensorFolder
 
-from .good_checkpoints import Editable, Variant, build, make_source
+from .good_checkpoints import Editable, Variant, build
+from .source_model import make_source
 
 MakeEditable = Callable[..., Editable]
 

@@ -22,7 +22,7 @@ def load_model(path: Path, device: str) -> PreTrainedModel:
     """
     config = AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
     architecture = next(iter(config.architectures or ()), "none")
-    model_class: Any = getattr(transformers, architecture, None)
+    model_class = getattr(transformers, architecture, None)
     # The name comes out of a file: it may be that of anything the library holds.
     if not (isinstance(model_class, type) and issubclass(model_class, PreTrainedModel)):
         raise ModelError(f"{path / 'config.json'}: transformers {transformers.__version__} has no {architecture}")
@@ -33,7 +33,8 @@ def load_model(path: Path, device: str) -> PreTrainedModel:
         if device.startswith("cuda:"):
             torch.cuda.set_device(torch.device(device))
         placement = {"device_map": "auto" if device == "auto" else {"": device}}
-    model: PreTrainedModel = model_class.from_pretrained(
+    loader: Any = model_class
+    model: PreTrainedModel = loader.from_pretrained(
         path, config=config, dtype="auto", attn_implementation="eager", local_files_only=True,
         trust_remote_code=False, use_safetensors=True, **placement,
     )  # fmt: skip
