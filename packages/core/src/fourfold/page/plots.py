@@ -11,7 +11,9 @@ from html import escape
 from typing import NamedTuple
 
 _WIDTH = 420
-_BAR, _GAP, _LABEL, _VALUE = 16, 6, 130, 74
+_BAR, _GAP, _LABEL = 16, 6, 130
+#: Width of a character of the page's plots, and room for one more.
+_CHARACTER = 7.2
 _LEFT, _RIGHT, _TOP, _HEIGHT, _BOTTOM = 46, 10, 8, 190, 34
 _COLOURS = 6
 _HEAT_LEVELS = 9
@@ -40,21 +42,22 @@ def bars(
     finite = [value if math.isfinite(value) else 0.0 for value in values]
     lengths = [math.log10(1 + value) if logarithmic else value for value in finite]
     longest = max(lengths, default=0) or 1
+    texts = [(f"{value:,}" if isinstance(value, int) else f"{value:.4g}") + unit for value in values]
+    room = _CHARACTER * (1 + max(map(len, texts), default=0))
     parts, top = [], _GAP
-    for label, value, length in zip(labels, values, lengths, strict=True):
+    for label, text, length in zip(labels, texts, lengths, strict=True):
         # A label too long for its column stands on a line of its own.
         wide = len(label) > 19
         if wide:
             parts.append(_text(0, top + 12, label))
             top += 16
         left = 0 if wide else _LABEL
-        width = (_WIDTH - left - _VALUE) * length / longest
+        width = (_WIDTH - left - room) * length / longest
         middle = top + _BAR * 0.75
         if not wide:
             parts.append(_text(_LABEL - 6, middle, label, "end"))
         parts.append(f'<rect class="mark" x="{left}" y="{top}" width="{max(width, 0.5):.1f}" height="{_BAR}"/>')
-        number = f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
-        parts.append(_text(left + width + 5, middle, number + unit))
+        parts.append(_text(left + width + 5, middle, text))
         top += _BAR + _GAP
     return _figure(f"{title} (logarithmic)" if logarithmic else title, top, parts)
 
@@ -63,7 +66,7 @@ def spans(title: str, rows: Sequence[Span], *, reference: float | None = None, u
     """Values as dots with their intervals on one axis, a dashed line at ``reference``."""
     ends = [end for row in rows for end in (row.low, row.high, row.value) if end is not None]
     low, high, ticks = _axis([*ends, *([] if reference is None else [reference])])
-    left, right = 16, _WIDTH - 16
+    left, right = 24, _WIDTH - 24
 
     def at(value: float) -> float:
         return left + (right - left) * (value - low) / (high - low)

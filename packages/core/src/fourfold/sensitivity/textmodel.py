@@ -5,6 +5,9 @@ layers are handed out one by one, their experts un-fused. What a layer is called
 not depend on them: masks, positions, rotary embeddings. So the model's own forward runs once a batch with recorders in
 the layers' places, and a layer can then be called with any hidden states, exactly as the model would call it.
 
+Constants are those of the stored model: the embedding's scale is a BF16 number (55.5 for a width of 3072), also where
+layers compute in float32, since that is what a server multiplies with.
+
 Shape letters: B rows, T tokens a row, H hidden, V vocabulary.
 """
 

@@ -1,0 +1,152 @@
+"""What a report and a card say is what the records hold, and what is not there is called absent."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from core.report.measured import write_everything
+from fourfold.errors import FourfoldError
+from fourfold.report import Measured, collect, write_card, write_report
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    write_everything(tmp_path / "run")
+    return tmp_path / "run"
+
+
+def test_the_markdown_has_every_figure(folder: Path) -> None:
+    write_report(collect(folder), folder / "report")
+    text = (folder / "report" / "report.md").read_text(encoding="utf-8")
+    for figure in (
+        "87.79 %",
+        "84.23 %",
+        "95.9 % (93.94 to 97.94)",
+        "said in words",
+        "0.0123 nats",
+        "23.3 tokens/s",
+        "53 ms",
+    ):
+        assert figure in text, figure
+    for fact in ("GPU Nine", "c" * 64, "11, 1, 1000", "128 experts, from 0 to 127"):
+        assert fact in text, fact
+    assert "## Not measured" not in text
+
+
+def test_results_are_versioned_and_come_back(folder: Path) -> None:
+    measured = collect(folder)
+    write_report(measured, folder / "report")
+    data = json.loads((folder / "report" / "results.json").read_text(encoding="utf-8"))
+    assert data["schema_version"] == 1
+    assert data["gpus"] == ["GPU Nine"]
+    assert Measured.parse(data, where="") == measured
+    # A second report does not read the first.
+    assert collect(folder) == measured
+
+
+def test_what_was_not_measured_is_said_and_not_made_up(folder: Path) -> None:
+    for name in ("bench.json", "sensitivity.json"):
+        (folder / name).unlink()
+    measured = collect(folder)
+    write_report(measured, folder / "report")
+    for file in ("report.md", "report.html"):
+        text = (folder / "report" / file).read_text(encoding="utf-8")
+        assert "no sensitivity report" in text
+        assert "no bench and no evaluation of it" in text
+        assert "Errors by layer" not in text
+        assert "tokens/s" not in text.replace("tokens/s)", "")
+
+
+def test_a_page_needs_nothing_else(folder: Path) -> None:
+    write_report(collect(folder), folder / "report")
+    page = (folder / "report" / "report.html").read_text(encoding="utf-8")
+    for forbidden in ("<script", "http:", "https:", "@import", "url(", "src=", "<link"):
+        assert forbidden not in page, forbidden
+    assert 'name="viewport"' in page
+    assert "prefers-color-scheme: dark" in page
+
+
+def test_the_card_has_the_published_rows_that_were_measured(folder: Path) -> None:
+    absent = write_card(
+        collect(folder), folder, folder / "README.md", checkpoint=None,
+        base_model="google/gemma-4-26B-A4B-it", license_name="apache-2.0",
+    )  # fmt: skip
+    text = (folder / "README.md").read_text(encoding="utf-8")
+    size = sum(path.stat().st_size for path in (folder / "ckpt" / "tiny-NVFP4").iterdir())
+    for row in (
+        f"| Size on disk | 15.00 MB | {size / 1e6:.2f} MB |",
+        f"| Compression | - | {15e6 / size:.2f}x |",
+        "| Architecture | MoE: 128 experts, 8 active/token | MoE: 128 experts, 8 active/token |",
+        "| Context window | 4,096 tokens | 4,096 tokens |",
+        "| Quantization | - | W4A4 (FP4 weights and activations) |",
+        "| GSM8K (flexible-extract) | 87.79% | 84.23% | 95.9% |",
+        "| GSM8K (strict-match) | 86.96% | 82.64% | 95.0% |",
+        "| demo-vision | 50.00% | 50.00% | 100.0% |",
+        "| Average | 74.92% | 72.29% | 96.5% |",
+        "| Tokens/s (1000-token generation) | 23.3 | 48.2 | 2.07x |",
+        "| TTFT, 1024-token prompt (ms) | 97 | 53 | 1.83x |",
+        "| `--moe-backend marlin` | no FP4 here |",
+        "SOME=value vllm serve tiny-NVFP4 --moe-backend marlin",
+        "--algorithm gptq --targets all-linear --exclude '*.layers.5.mlp.*' --calibration demo --samples 64",
+        "from 0 to 127, 64 on average; 1 of 128 experts saw none",
+        "Worse than BF16 beyond chance: GSM8K (flexible-extract), GSM8K (strict-match)",
+        "Benchmarks were cut to 1000 prompts a task",
+    ):
+        assert row in text, row
+    wanted = [f"Quality: IFEval {which}" for which in ("prompt-strict", "inst-strict", "prompt-loose", "inst-loose")]
+    assert list(absent) == wanted
+    assert f"Not measured, and so not in this card: {'; '.join(wanted)}." in text
+    assert "| IFEval" not in text
+
+
+def test_the_hub_takes_the_front_matter(folder: Path) -> None:
+    from huggingface_hub import ModelCard
+
+    path = folder / "README.md"
+    write_card(
+        collect(folder), folder, path, checkpoint="tiny-NVFP4", base_model="google/gemma-4-26B-A4B-it",
+        license_name="apache-2.0",
+    )  # fmt: skip
+    card = ModelCard.load(path)
+    data = card.data.to_dict()
+    assert data["base_model"] == "google/gemma-4-26B-A4B-it"
+    assert data["base_model_relation"] == "quantized"
+    assert data["license"] == "apache-2.0"
+    assert data["pipeline_tag"] == "image-text-to-text"
+    assert data["quantized_by"] == "fourfold"
+    assert {"nvfp4", "modelopt", "gemma4"} <= set(data["tags"])
+    assert card.text.lstrip().startswith("# tiny-NVFP4")
+
+
+def test_a_card_of_weights_nobody_measured_says_so(folder: Path) -> None:
+    shutil.rmtree(folder / "eval")
+    (folder / "bench.json").unlink()
+    absent = write_card(
+        collect(folder), folder, folder / "README.md", checkpoint=None, base_model=None, license_name="apache-2.0"
+    )
+    text = (folder / "README.md").read_text(encoding="utf-8")
+    assert "No benchmark was measured against BF16." in text
+    assert "Speed & Size: Tokens/sec" in absent
+    assert "Key Specs: Size on disk" in absent
+    assert "| GSM8K" not in text
+    assert "base_model" not in text.split("---")[1]
+
+
+def test_refusals(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(FourfoldError, match="no such folder; give the output of fourfold study run or fourfold eval"):
+        collect(tmp_path / "nowhere")
+    with pytest.raises(FourfoldError, match=r"nothing measured there; expected results\.json of a study, eval\.json"):
+        collect(tmp_path / "empty")
+    with pytest.raises(FourfoldError, match=r"no checkpoint 'other' below .*; give one of: tiny-NVFP4"):
+        write_card(collect(folder), folder, tmp_path / "c.md", checkpoint="other", base_model=None, license_name="mit")
+    shutil.copytree(folder / "ckpt" / "tiny-NVFP4", folder / "ckpt" / "second")
+    with pytest.raises(FourfoldError, match=r"several checkpoints below .*; give one of: second, tiny-NVFP4"):
+        write_card(collect(folder), folder, tmp_path / "c.md", checkpoint=None, base_model=None, license_name="mit")
+    (folder / "bench.json").write_text("{}", encoding="utf-8")
+    with pytest.raises(FourfoldError, match=r"bench.json.machine: Field required"):
+        collect(folder)
