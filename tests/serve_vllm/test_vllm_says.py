@@ -22,6 +22,19 @@ _CASES = [
     for value_bytes in (1, 2)
 ]
 
+#: (ranges of each request, first row of each request and the end, tokens of each request so far) -> rows again:
+#: (request, first row, rows, tokens up to the end of the range).
+_SPANS = {
+    "a picture in a whole prompt": ([[[5, 68]]], [0, 80], [80], [[0, 5, 64, 69]]),
+    "two frames of a clip": ([[[5, 8], [12, 15]]], [0, 20], [20], [[0, 5, 4, 9], [0, 12, 4, 16]]),
+    "the second request of a batch": ([[], [[2, 4]]], [0, 7, 17], [7, 10], [[1, 9, 3, 5]]),
+    "a picture in the cache already": ([[[5, 68]]], [0, 10], [90], []),
+    "half of it in the cache": ([[[5, 68]]], [0, 50], [90], [[0, 0, 29, 69]]),
+    "a token is generated": ([[[5, 68]]], [0, 1], [91], []),
+    "one that comes in a later step": ([[[50, 60]]], [0, 20], [20], []),
+    "no picture": ([[]], [0, 20], [20], []),
+}
+
 
 @pytest.fixture(scope="session")
 def plans(tmp_path_factory, full_size) -> list:
@@ -50,6 +63,7 @@ def answers(tmp_path_factory, plans) -> dict:
         "commands": [list(plan.command[2 if plan.command[0] == "vllm" else 3 :]) for plan in plans],
         "caches": [{"layers": layers, "in_flight": TOKENS_IN_FLIGHT, **case} for case in _CASES],
     }
+    questions["spans"] = [case[:3] for case in _SPANS.values()]
     questions["commands"].append(["model", "--moe-backend", "marvin"])
     folder = tmp_path_factory.mktemp("vllm-says")
     (folder / "questions.json").write_text(json.dumps(questions))
@@ -89,3 +103,8 @@ def test_keys_and_values_take_what_vllm_says(full_size, answers):
     facts = read_facts(full_size)
     ours = [facts.kv_bytes(case["tokens"], case["value_bytes"]) for case in _CASES]
     assert ours == answers["caches"]
+
+
+@pytest.mark.parametrize("case", _SPANS)
+def test_pictures_are_found_in_a_batch(case, answers):
+    assert answers["spans"][list(_SPANS).index(case)] == _SPANS[case][3]

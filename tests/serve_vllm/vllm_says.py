@@ -1,7 +1,8 @@
 """Runs in vLLM's environment: ``python vllm_says.py QUESTIONS.json ANSWERS.json``.
 
 ``commands``: what vLLM's own parser makes of each, or its complaint. ``caches``: the bytes that vLLM's own cache
-specifications want for one sequence, of layers given as [heads, head size, window or null].
+specifications want for one sequence, of layers given as [heads, head size, window or null]. ``spans``: the rows that
+our CPU attention computes again, for batches of requests with pictures.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ import torch
 from vllm.entrypoints.launchers.cli_args import make_arg_parser, validate_parsed_serve_args
 from vllm.utils.argparse_utils import FlexibleArgumentParser
 from vllm.v1.kv_cache_interface import FullAttentionSpec, SlidingWindowSpec
+
+from fourfold_vllm.cpu_attention import spans_in_batch
 
 
 def parsed(words: list[str]) -> dict:
@@ -53,5 +56,8 @@ questions = json.loads(Path(sys.argv[1]).read_text())
 answers = {
     "commands": [parsed(words) for words in questions["commands"]],
     "caches": [cache_bytes(**case) for case in questions["caches"]],
+    "spans": [
+        spans_in_batch(dict(enumerate(ranges)), starts, lengths) for ranges, starts, lengths in questions["spans"]
+    ],
 }
 Path(sys.argv[2]).write_text(json.dumps(answers))
