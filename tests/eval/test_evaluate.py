@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -61,15 +60,21 @@ def test_a_model_made_worse_by_a_known_amount_is_called_worse(
     assert comparison.retained == pytest.approx(comparison.score / comparison.baseline_score)
     interval = comparison.retained_interval
     assert interval is not None and interval.low < comparison.retained < interval.high < 1
-    assert "; worse (p < 0.0001, 250 prompts, noise floor not measured)" in comparison.words.replace("p = <", "p <")
+    shown = f"; worse (p = {comparison.test.p_value:.4f}, 250 prompts, noise floor not measured)"
+    assert comparison.words.endswith(shown)
 
 
 def test_two_runs_of_the_same_model_are_not_told_apart(run: Run, endpoint: FakeEndpoint, solve, tmp_path: Path) -> None:
     """Each asking errs on other prompts, as a server does whose batches differ; the floor comes from repeats."""
-    count = itertools.count()
-    endpoint.answer = lambda payload: "#### 0" if share(payload, str(next(count))) < 0.05 else solve(payload)
+
+    def noisy(salt: str) -> Callable[[Payload], str]:
+        return lambda payload: "#### 0" if share(payload, f"{salt}/{payload['seed']}") < 0.05 else solve(payload)
+
+    endpoint.answer = noisy("one run")
     run("base", limit=150, repeats=3)
+    endpoint.answer = noisy("another")
     (comparison,) = run("again", limit=150, repeats=3, baseline=str(tmp_path / "base")).comparisons
+    assert comparison.difference != 0
     floor = comparison.noise_floor
     assert floor is not None and len(floor.scores) == 3 and floor.value > 0
     assert comparison.test is not None and comparison.test.p_value > 0.05

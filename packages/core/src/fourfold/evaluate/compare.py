@@ -129,7 +129,7 @@ def in_words(comparison: Comparison) -> str:
     if (interval := comparison.difference_interval) is not None:
         change += f", 95 % interval {_bare(interval.low, unit)} to {_bare(interval.high, unit)}"
     floor = comparison.noise_floor
-    evidence = [] if comparison.test is None else [f"p = {_show_p(comparison.test.p_value)}"]
+    evidence = [] if comparison.test is None else [f"p {_show_p(comparison.test.p_value)}"]
     evidence.append(f"{comparison.prompts:,} prompts")
     evidence.append(f"noise floor {_show_signed(floor.value, unit)[1:]}" if floor else "noise floor not measured")
     verdict = {
@@ -161,7 +161,7 @@ def _show_change(comparison: Comparison) -> str:
 
 
 def _show_p(value: float) -> str:
-    return "< 0.0001" if value < 1e-4 else f"{value:.4f}"
+    return "< 0.0001" if value < 1e-4 else f"= {value:.4f}"
 
 
 def compare_records(
