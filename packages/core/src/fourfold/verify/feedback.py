@@ -68,7 +68,8 @@ def _distances(weight: NVFP4Weight, source: torch.Tensor, column: int) -> torch.
     count = error.shape[0]
     floor = torch.eye(BLOCK_SIZE, dtype=torch.float64) * (count * _LEAST_ERROR**2)
     leverage = ((error @ torch.linalg.inv(error.T @ error + floor)) * error).sum(-1)
-    return leverage / (1 - leverage).clamp(min=1e-12) * (count - 1) / BLOCK_SIZE
+    distance: torch.Tensor = leverage / (1 - leverage).clamp(min=1e-12) * (count - 1) / BLOCK_SIZE
+    return distance
 
 
 def is_feedback(weight: NVFP4Weight, source: torch.Tensor) -> bool:
