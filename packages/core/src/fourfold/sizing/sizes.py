@@ -18,7 +18,10 @@ Choose = Callable[[int, ModuleKind], bool]
 
 
 def checkpoint_bytes(shape: ModelShape, chosen: Choose) -> int:
-    """Tensor bytes on disk, which is what a server holds too; file headers (under 0.1 %) are not counted."""
+    """Tensor bytes on disk, which is what a server holds too.
+
+    The files' headers are not counted: about 130 bytes a tensor, 0.04 % of the 26B and a seventh of the demo.
+    """
     total = BF16_BYTES * shape.num_parameters
     for layer in shape.layers:
         for kind in ModuleKind:

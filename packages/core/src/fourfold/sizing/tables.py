@@ -22,7 +22,7 @@ def plan_notes(report: PlanReport) -> tuple[str, ...]:
     """What stands under the table."""
     notes = []
     if report.room is not None:
-        notes.append(f"room for weights: {max(0, report.room) / 1e9:.2f} GB")
+        notes.append(f"room for weights: {_size(max(0, report.room))}")
     if report.error_is is not None:
         notes.append(f"predicted error: {report.error_is}, summed over what is quantized")
     if report.mix is None:
@@ -39,7 +39,7 @@ def _row(row: RecipeRow) -> tuple[str, ...]:
     return (
         row.recipe,
         NONE if row.scheme is None else str(row.scheme),
-        f"{row.bytes / 1e9:.2f} GB" if row.bytes >= 10**8 else f"{row.bytes / 1e6:.2f} MB",
+        _size(row.bytes),
         {None: NONE, True: "yes", False: "no"}[row.fits],
         NONE if row.kv_tokens is None else f"{row.kv_tokens:,}",
         NONE if row.sequences is None else f"{row.sequences:,} x",
@@ -47,3 +47,7 @@ def _row(row: RecipeRow) -> tuple[str, ...]:
         f"{row.bytes_per_token / 1e9:.3g}",
         NONE if row.error is None else f"{row.error:.4g}",
     )
+
+
+def _size(count: int) -> str:
+    return f"{count / 1e9:.2f} GB" if count >= 10**8 else f"{count / 1e6:.2f} MB"
