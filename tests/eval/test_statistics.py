@@ -105,19 +105,57 @@ def test_bootstrap_interval_is_the_normal_one_for_many_prompts() -> None:
     assert interval.high == pytest.approx(values.mean() + 1.96 * error, abs=0.1 * error)
 
 
-def test_paired_intervals_use_the_pairs() -> None:
-    """Two models that err on the same hard prompts differ by far less than independent ones would."""
+@pytest.mark.parametrize("checks", [1, 2])
+def test_paired_intervals_use_the_pairs(checks: int) -> None:
+    """Two models that err on the same hard prompts differ by far less than independent ones would.
+
+    With one check a prompt by the closed form, with two by the bootstrap.
+    """
     rng = np.random.default_rng(2)
     base = (rng.random(1000) < 0.8).astype(float)
     candidate = base.copy()
     candidate[np.flatnonzero(base)[:20]] = 0
-    difference = difference_interval(sample(base), sample(candidate), seed=0)
-    retained = retained_interval(sample(base), sample(candidate), seed=0)
+    counts = np.full(1000, checks)
+    pair = sample(base * checks, counts), sample(candidate * checks, counts)
+    difference, retained = difference_interval(*pair, seed=0), retained_interval(*pair, seed=0)
     assert difference is not None and retained is not None
+    assert {difference.method, retained.method} == {"bonett-price" if checks == 1 else "paired-bootstrap"}
     paired_error = (candidate - base).std(ddof=1) / math.sqrt(1000)
     assert (difference.high - difference.low) / 2 == pytest.approx(1.96 * paired_error, rel=0.1)
     assert retained.low < candidate.mean() / base.mean() < retained.high
     assert difference.high < 0 and retained.high < 1
+
+
+@pytest.mark.parametrize("drop", [0.0, 0.01, 0.05])
+def test_paired_intervals_hold_the_truth_as_often_as_they_say(drop: float) -> None:
+    """Coverage in simulated pairs, near the ceiling where a bootstrap collapses."""
+    rng = np.random.default_rng(12)
+    n, runs, differences, ratios = 600, 800, 0, 0
+    for _ in range(runs):
+        base = (rng.random(n) < 0.97).astype(float)
+        flipped = rng.random(n) < 0.02
+        candidate = np.where(flipped, rng.random(n) < 0.97, base) * (rng.random(n) >= drop)
+        truth = -0.97 * drop
+        difference = difference_interval(sample(base), sample(candidate), 0)
+        ratio = retained_interval(sample(base), sample(candidate), 0)
+        assert difference is not None and ratio is not None
+        differences += difference.low <= truth <= difference.high
+        ratios += ratio.low <= 1 - drop <= ratio.high
+    assert differences / runs >= 0.93
+    assert ratios / runs >= 0.93
+
+
+def test_models_that_agree_everywhere_are_not_said_to_be_equal() -> None:
+    """Thirty of thirty twice: no p, and an interval that thirty prompts allow."""
+    right = sample([1.0] * 30)
+    difference, retained = difference_interval(right, right, 0), retained_interval(right, right, 0)
+    assert difference is not None and retained is not None
+    assert difference.low < -0.05 and difference.high > 0.05
+    assert retained.low < 0.95 and retained.high > 1.05
+    checks = sample([2.0] * 30, [2.0] * 30)
+    assert difference_interval(checks, checks, 0) is retained_interval(checks, checks, 0) is None
+    interval = score_interval(checks, 0)
+    assert interval is not None and (round(interval.low, 3), interval.high) == (0.886, 1.0)
 
 
 def test_below_two_prompts_nothing_is_claimed() -> None:

@@ -41,7 +41,7 @@ class Interval(Config):
     low: FiniteFloat
     high: FiniteFloat
     level: float = 0.95
-    method: Literal["wilson", "bootstrap", "paired-bootstrap"]
+    method: Literal["wilson", "bonett-price", "bootstrap", "paired-bootstrap"]
     seed: int | None = None
     resamples: int | None = None
 

@@ -4,10 +4,11 @@ A prompt adds ``total`` and ``count`` to a metric, and the score is the sum of t
 mean where every count is 1 (GSM8K), a ratio where prompts carry several checks (IFEval's instructions). Prompts are the
 independent units throughout: what lies inside one is never taken for more data.
 
-Intervals: Wilson (1927) for plain proportions, else the percentile bootstrap over prompts; retained shares and
-differences by the paired bootstrap. Tests: McNemar's exact (a two-sided binomial on the prompts that only one model got
-right), else the sign-flip permutation test on differences. Whatever is drawn has a recorded seed. Where there are fewer
-than two prompts, there is no interval and no test.
+Intervals: Wilson (1927) for plain proportions, Bonett and Price for their paired differences (2012) and ratios (2006);
+else the percentile bootstrap over prompts, paired for two models. A bootstrap of values that are all alike has no
+width, which would be flattery: there is no interval then. Tests: McNemar's exact (a two-sided binomial on the prompts
+that only one model got right), else the sign-flip permutation test on differences. Whatever is drawn has a recorded
+seed. Where there are fewer than two prompts, there is no interval and no test.
 """
 
 from __future__ import annotations
@@ -87,28 +88,66 @@ def score_interval(sample: Sample, seed: int) -> Interval | None:
         return None
     if sample.is_plain_proportion:
         return wilson_interval(int(sample.totals.sum()), sample.n)
+    if np.all(sample.totals == 0) or np.all(sample.totals == sample.counts):
+        # Nothing or everything right: as if each prompt were one check.
+        return wilson_interval(sample.n if sample.totals.any() else 0, sample.n)
+    if np.ptp(sample.totals / sample.counts) == 0:
+        return None
     sums = _resampled_sums((sample.totals, sample.counts), seed)
     return _percentile_interval(sums[0] / sums[1], "bootstrap", seed)
 
 
 def difference_interval(baseline: Sample, candidate: Sample, seed: int) -> Interval | None:
-    """95 % interval of candidate - baseline, prompts resampled in pairs; None where n < 2."""
+    """95 % interval of candidate - baseline on the same prompts; None where n < 2, or none differs that could vary."""
+    _require_pairs(baseline, candidate)
+    if baseline.n >= 2 and baseline.is_plain_proportion and candidate.is_plain_proportion:
+        _, gained, lost = _paired_counts(baseline, candidate)
+        share_gained, share_lost = (gained + 1) / (baseline.n + 2), (lost + 1) / (baseline.n + 2)
+        centre = share_gained - share_lost
+        half = Z95 * math.sqrt((share_gained + share_lost - centre * centre) / (baseline.n + 2))
+        return Interval(low=max(-1.0, centre - half), high=min(1.0, centre + half), method="bonett-price")
     return _paired_interval(baseline, candidate, seed, lambda base, cand: cand - base)
 
 
 def retained_interval(baseline: Sample, candidate: Sample, seed: int) -> Interval | None:
-    """95 % interval of candidate / baseline, prompts resampled in pairs.
+    """95 % interval of candidate / baseline on the same prompts.
 
-    None where n < 2, and where the baseline scores 0 in some resample: the quotient has no upper end then.
+    None where n < 2, where none differs that could vary, and where the baseline scores 0, or does in some resample: the
+    quotient has no upper end then.
     """
+    _require_pairs(baseline, candidate)
+    if baseline.n >= 2 and baseline.is_plain_proportion and candidate.is_plain_proportion:
+        return _paired_ratio(*_paired_counts(baseline, candidate))
     return _paired_interval(baseline, candidate, seed, lambda base, cand: cand / base if base.all() else None)
+
+
+def _paired_counts(baseline: Sample, candidate: Sample) -> tuple[int, int, int]:
+    """(right by both, by the candidate alone, by the baseline alone)."""
+    both = int(np.sum((baseline.totals == 1) & (candidate.totals == 1)))
+    return both, int(candidate.totals.sum()) - both, int(baseline.totals.sum()) - both
+
+
+def _paired_ratio(both: int, gained: int, lost: int) -> Interval | None:
+    """Bonett and Price, Statistics in Medicine 25 (2006) 3039: two Wilson intervals at a z that knows of the pairs."""
+    if both + lost == 0:
+        return None
+    n, ours, theirs = both + gained + lost, both + gained, both + lost
+    spread = math.sqrt((gained + lost + 2) / ((ours + 1) * (theirs + 1)))
+    parts = [math.sqrt((1 - (x + 1) / (n + 2)) / (x + 1)) for x in (ours, theirs)]
+    z = Z95 * spread / sum(parts)
+    (low, high), (their_low, their_high) = _wilson_at(ours, n, z), _wilson_at(theirs, n, z)
+    return Interval(low=low / their_high, high=high / their_low, method="bonett-price") if their_low > 0 else None
+
+
+def _wilson_at(right: int, n: int, z: float) -> tuple[float, float]:
+    centre, half = 2 * right + z * z, z * math.sqrt(z * z + 4 * right * (1 - right / n))
+    return max(0.0, (centre - half) / (2 * (n + z * z))), min(1.0, (centre + half) / (2 * (n + z * z)))
 
 
 def _paired_interval(
     baseline: Sample, candidate: Sample, seed: int, combine: Callable[[Array, Array], Array | None]
 ) -> Interval | None:
-    _require_pairs(baseline, candidate)
-    if baseline.n < 2:
+    if baseline.n < 2 or np.array_equal(baseline.totals / baseline.counts, candidate.totals / candidate.counts):
         return None
     sums = _resampled_sums((baseline.totals, baseline.counts, candidate.totals, candidate.counts), seed)
     values = combine(sums[0] / sums[1], sums[2] / sums[3])
