@@ -18,7 +18,7 @@ from fourfold.reference.options import ReferenceQuantizerOptions
 from .jobs import differing
 
 
-class Interrupted(Exception):
+class Interruption(Exception):  # noqa: N818 - what Ctrl-C is, not an error
     pass
 
 
@@ -31,7 +31,7 @@ class Stopping(NoProgress):
     def begin(self, task, *, total, unit):
         self.begun.append(task)
         if task == self.task:
-            raise Interrupted
+            raise Interruption
 
     def note(self, text):
         self.notes.append(text)
@@ -40,7 +40,7 @@ class Stopping(NoProgress):
 def test_goes_on_at_the_last_finished_layer(small):
     work = str(small.work / "work")
     whole = small.quantize()
-    with pytest.raises(Interrupted):
+    with pytest.raises(Interruption):
         small.quantize(Stopping("calibrate layer 1"), stream=True, work=work)
     again = Stopping()
     resumed = small.quantize(again, stream=True, work=work)
@@ -53,7 +53,7 @@ def test_goes_on_at_the_last_finished_layer(small):
 
 def test_work_of_another_run_is_refused(small):
     work = str(small.work / "work")
-    with pytest.raises(Interrupted):
+    with pytest.raises(Interruption):
         small.quantize(Stopping("calibrate layer 1"), stream=True, work=work)
     with pytest.raises(
         OutputError, match=r"holds the work of another run .* name another folder with --option work=DIR"
@@ -64,7 +64,7 @@ def test_work_of_another_run_is_refused(small):
 def test_full_disk_stops_and_goes_on(small):
     """A limit on file size, as a full disk refuses: in the second layer nothing of the first is lost."""
     work = small.work / "work"
-    with pytest.raises(Interrupted):
+    with pytest.raises(Interruption):
         small.quantize(Stopping("calibrate layer 1"), stream=True, work=str(work))
     shutil.rmtree(work / "hidden" / "layer-001")
     (work / "layer-000.safetensors").unlink()

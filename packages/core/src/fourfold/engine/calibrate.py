@@ -116,7 +116,7 @@ class Calibration:
     def _embed_all(self, states: HiddenStates) -> None:
         self._progress.begin("embed", total=len(self._batches), unit="batch")
         for number, batch in enumerate(self._batches):
-            states.write(number, self._model.embed(batch).to("cpu", copy=True))
+            states.write(number, self._model.embed(batch))
             self._progress.advance()
         states.advance()
 

@@ -84,7 +84,8 @@ class ReferenceQuantizer(Quantizer[ReferenceQuantizerOptions]):
 
         if self.options.work is None:
             with tempfile.TemporaryDirectory(prefix="hidden-", dir=artifact.folder.parent) as spill:
-                states = HiddenStates(Path(spill), int(self.options.host_memory_gib * _GIB))
+                room = int(self.options.host_memory_gib * _GIB)
+                states = HiddenStates(Path(spill), room, pinned=job.device != "cpu")
                 layers = self._calibration(job, reader, progress).streamed(states)
                 self._give(job, layers, artifact, None)
             return
@@ -119,7 +120,7 @@ class ReferenceQuantizer(Quantizer[ReferenceQuantizerOptions]):
         first = work.num_finished
         if first == job.gemma.num_layers:
             return
-        states = HiddenStates(work.hidden, 0, layer=first if first else -1)
+        states = HiddenStates(work.hidden, 0, layer=first if first else -1, pinned=job.device != "cpu")
         calibration = self._calibration(job, reader, progress)
         if first:
             progress.note(f"{work.path}: going on at layer {first}")
