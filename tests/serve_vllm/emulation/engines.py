@@ -15,7 +15,7 @@ os.environ |= {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_CPU_KVCACHE_SPACE": 
 import numpy as np
 
 TOP = 20
-VARIABLES = ("FOURFOLD_ACTIVATIONS", "FOURFOLD_INPUT_SCALE", "FOURFOLD_DECODE")
+VARIABLES = ("FOURFOLD_EMULATION", "FOURFOLD_ACTIVATIONS", "FOURFOLD_INPUT_SCALE", "FOURFOLD_DECODE")
 
 
 def main(cases_file, out_file):
@@ -39,7 +39,8 @@ def run(case):
     os.environ |= case.get("environment", {})
     register()
     llm = LLM(
-        model=case["model"], dtype="float32", enforce_eager=case.get("eager", True), max_model_len=512, max_num_seqs=8,
+        model=case["model"], dtype=case.get("dtype", "float32"), enforce_eager=case.get("eager", True),
+        moe_backend=case.get("moe_backend", "auto"), max_model_len=512, max_num_seqs=8,
         enable_prefix_caching=False, disable_log_stats=True,
     )  # fmt: skip
     prompts = [{"prompt_token_ids": ids} for ids in case["prompts"]]

@@ -197,8 +197,6 @@ def test_command(cli, modelopt_layout, tmp_path):
     assert result.returncode == 1
     assert f"LD030 {EXPERT}.up_proj.weight_scale_2: scales of one group differ" in result.stdout
     assert "not loaded right by vLLM 0.32.0: 1 findings" in result.stdout
-    document = json.loads(cli("verify", modelopt_layout, "--load", "--json").stdout)
-    assert document["ok"] and document["load"]["ok"] and document["load"]["server"] == "vLLM 0.32.0"
 
 
 def test_reciprocal_scales_are_the_verifiers(cli_json, modelopt_layout, tmp_path):

@@ -116,7 +116,8 @@ def _load(built: tuple[Any, Any], keys: tuple[str, ...], findings: list[LoadFind
     tensors = loadable(model, keys)
     poison(tensors.values())
     loader = DefaultModelLoader(config.load_config)
-    trace = LoadTrace(tensors)
+    # What vLLM has defaults for is not poisoned, but a key may well be written there.
+    trace = LoadTrace({name: parameter.data for name, parameter in model.named_parameters()} | tensors)
 
     def counted() -> Iterator[tuple[str, Any]]:
         for item in loader.get_all_weights(config.model_config, model):
