@@ -133,7 +133,7 @@ VALUE_RULES: tuple[Rule, ...] = (
     Rule(
         id="FF094", phase=Phase.MISFIT, check=values.not_overfitted, needs=(Need.SOURCE,),
         title="weights are not fitted past rounding",
-        why="Inputs that calibration did not show meet a weight that is further off than rounding makes it.",
+        why="Inputs unlike those of calibration meet a weight further off than rounding makes it.",
     ),
     Rule(
         id="FF082", phase=Phase.MISFIT, check=causes.scale_direction_fits, needs=(Need.SOURCE,),

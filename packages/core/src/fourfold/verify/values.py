@@ -81,8 +81,8 @@ def not_overfitted(look: Look, misfit: Misfit) -> None:
         return
     look.wrong(
         module.name, found=f"relative error {misfit.error:.3g}", expected=f"at most {MAX_TENSOR_ERROR}",
-        message=f"{module.name}: error feedback (GPTQ) moved it further from the source than any rounding, to suit "
-        "what calibration showed of its inputs; use more tokens, more damping, or another algorithm",
+        message=f"{module.name}: error feedback (GPTQ) moved it further from the source than any rounding; whether its "
+        "inputs forgive that no file can tell: compare scores, or use more damping, more tokens or another algorithm",
     )  # fmt: skip
 
 
