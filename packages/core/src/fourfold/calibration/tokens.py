@@ -103,10 +103,11 @@ class TokenSet:
 
     def save(self, folder: Path) -> None:
         """Write ``tokens.safetensors`` and ``tokens.json`` into ``folder``, which is made."""
-        from safetensors.torch import save_file
+        from safetensors.torch import save
 
         folder.mkdir(parents=True, exist_ok=True)
-        save_file({"input_ids": self.input_ids, "lengths": self.lengths}, folder / TOKENS_FILE)
+        # Not save_file: what the system refuses (a full disk) would be no OSError there.
+        (folder / TOKENS_FILE).write_bytes(save({"input_ids": self.input_ids, "lengths": self.lengths}))
         (folder / RECORD_FILE).write_text(self.record.model_dump_json(indent=2) + "\n", encoding="utf-8")
 
     @classmethod
