@@ -62,7 +62,7 @@ def report(held: LayersHeld) -> SensitivityReport:
 
 @pytest.fixture(scope="module")
 def by_hand() -> dict[str, Any]:
-    """Logits of the whole model in float32, without and with every text linear in W4A4, and coverage of layer 0."""
+    """Logits of the whole model in float32, without and with every text linear in NVFP4, and each linear's inputs."""
     from transformers import AutoModelForImageTextToText
 
     torch.manual_seed(0)
@@ -95,12 +95,14 @@ def by_hand() -> dict[str, Any]:
             model(input_ids=ids)
         for handle in handles:
             handle.remove()
-        _quantize_by_hand(linears, amax)
-        quantized = [model(input_ids=ids).logits[0] for ids in rows]
-    return {"plain": plain, "quantized": quantized, "seen": seen}
+        _round_weights(linears)
+        w4a16 = [model(input_ids=ids).logits[0] for ids in rows]
+        _round_inputs(linears, amax)
+        w4a4 = [model(input_ids=ids).logits[0] for ids in rows]
+    return {"plain": plain, Scheme.W4A16: w4a16, Scheme.W4A4: w4a4, "seen": seen}
 
 
-def _quantize_by_hand(linears: dict[str, nn.Linear], amax: dict[str, float]) -> None:
+def _round_weights(linears: dict[str, nn.Linear]) -> None:
     def group(name: str) -> str:
         parent, _, last = name.rpartition(".")
         together = last in ("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj")
@@ -110,6 +112,13 @@ def _quantize_by_hand(linears: dict[str, nn.Linear], amax: dict[str, float]) -> 
     for name, linear in linears.items():
         top = linear.weight.abs().amax()
         tops[group(name)] = torch.maximum(top, tops.get(group(name), top))
+    for name, linear in linears.items():
+        top = tops[group(name)].float()
+        rounded = fake_quantize(linear.weight.detach(), global_amax=top, policy=BlockScalePolicy.MODELOPT)
+        linear.weight = nn.Parameter(rounded, requires_grad=False)
+
+
+def _round_inputs(linears: dict[str, nn.Linear], amax: dict[str, float]) -> None:
     of_layer = defaultdict(float)
     for name, value in amax.items():
         if ".experts." in name:
@@ -118,9 +127,6 @@ def _quantize_by_hand(linears: dict[str, nn.Linear], amax: dict[str, float]) -> 
     for name, linear in linears.items():
         top = amax.get(name) or of_layer[name.split(".")[0], name.rpartition(".")[2]]
         scale = torch.tensor(top) / 2688
-        weight = linear.weight.detach().to(torch.bfloat16)
-        rounded = fake_quantize(weight.float(), global_amax=tops[group(name)].float(), policy=BlockScalePolicy.MODELOPT)
-        linear.weight = nn.Parameter(rounded, requires_grad=False)
 
         def round_input(_: nn.Module, args: tuple[torch.Tensor, ...], scale: torch.Tensor = scale) -> Any:
             return (fake_quantize_activations(args[0], scale),) if args[0].numel() else None
@@ -128,18 +134,23 @@ def _quantize_by_hand(linears: dict[str, nn.Linear], amax: dict[str, float]) -> 
         linear.register_forward_pre_hook(round_input)
 
 
-def test_divergence_is_that_of_the_whole_model(report: SensitivityReport, by_hand: dict[str, Any]) -> None:
+def check_divergence(report: SensitivityReport, by_hand: dict[str, Any], tolerance: float) -> None:
     kls, agree = [], []
-    for p, q in zip(by_hand["plain"], by_hand["quantized"], strict=True):
+    for p, q in zip(by_hand["plain"], by_hand[report.scheme], strict=True):
         log_p, log_q = p.log_softmax(-1), q.log_softmax(-1)
         kls.append(float((log_p.exp() * (log_p - log_q)).sum(-1).mean()))
         agree.append(float((p.argmax(-1) == q.argmax(-1)).float().mean()))
     everything = next(row for row in report.roles if row.role == "all")
     assert everything.tokens == 2 * 96
-    assert everything.kl == pytest.approx(sum(kls) / 2, rel=0.02)
-    assert everything.top1_agreement == pytest.approx(sum(agree) / 2, abs=0.011)
+    assert everything.kl == pytest.approx(sum(kls) / 2, rel=tolerance)
+    assert everything.top1_agreement == pytest.approx(sum(agree) / 2, abs=tolerance)
     assert {row.role for row in report.roles} == {"all", "attention", "expert", "dense-mlp"}
     assert min(row.kl for row in report.roles) > 0
+
+
+def test_divergence_is_that_of_the_whole_model(report: SensitivityReport, by_hand: dict[str, Any]) -> None:
+    """Loose, as rounding activations is a step function: one last bit moves a code, and the code what follows."""
+    check_divergence(report, by_hand, 0.06)
 
 
 def test_tokens_of_experts_are_those_routed(report: SensitivityReport, by_hand: dict[str, Any]) -> None:
@@ -178,10 +189,13 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return output
 
 
-def test_a_checkpoint_is_measured_by_its_own_weights(checkpoint: Path, report: SensitivityReport) -> None:
-    config = SensitivityConfig(model=str(checkpoint), source="demo", calibration=ROWS, divergence=Divergence.NONE)
+def test_a_checkpoint_is_measured_by_its_own_weights(
+    checkpoint: Path, report: SensitivityReport, by_hand: dict[str, Any]
+) -> None:
+    config = SensitivityConfig(model=str(checkpoint), source="demo", calibration=ROWS, divergence=Divergence.ROLES)
     own = measure_sensitivity(config, NoProgress())
-    assert (own.weights, own.scheme, own.roles) == ("checkpoint", Scheme.W4A16, ())
+    assert (own.weights, own.scheme) == ("checkpoint", Scheme.W4A16)
+    check_divergence(own, by_hand, 0.002)
     assert own.checkpoint_manifest_sha256 is not None
     for ours, theirs in zip(own.linears, report.linears, strict=True):
         assert ours.weight_error == pytest.approx(theirs.weight_error, rel=1e-6)
