@@ -33,7 +33,12 @@ NAME_FAULTS = (
     Fault("one expert left in BF16", "FF021", drop_modules(f"{EXPERT}.", True), also=("FF106",)),
     Fault("a skipped layer, experts fused", "FF022", fuse_layer(1), also=("FF106",)),
     Fault("a skipped layer, nothing stored", "FF022", drop_modules(f"{TEXT}.1.experts.")),
-    Fault("experts.12 of 12", "FF023", move(f"{TEXT}.1.experts.11.", f"{TEXT}.1.experts.{EXPERTS}.")),
+    Fault(
+        "experts.12 of 12",
+        "FF023",
+        move(f"{TEXT}.1.experts.11.", f"{TEXT}.1.experts.{EXPERTS}."),
+        also=("FF073",),
+    ),
     Fault("router quantized", "FF030", quantize_kept(f"{TEXT}.0.router.proj"), also=("FF107",)),
     Fault(
         "a vision linear quantized",

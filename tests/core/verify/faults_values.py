@@ -52,7 +52,11 @@ VALUE_FAULTS = (
     Fault("columns shifted", "FF089", requantize(DOWN, lambda w: w.roll(16, dims=1)), blind=False),
     Fault("block scales transposed", "FF090", change(UP, "block_scale", transposed_scales), blind=False),
     Fault(
-        "one block scale with a flipped exponent bit", "FF091", change(UP, "block_scale", flip_exponent), blind=False
+        "one block scale with a flipped exponent bit",
+        "FF091",
+        change(UP, "block_scale", flip_exponent),
+        also=("FF095",),
+        blind=False,
     ),
     Fault("one block of codes zeroed", "FF091", set_bytes(UP, "packed_weight", 0, 8), blind=False),
     Fault("one block of codes zeroed under error feedback", "FF091", feed_back(DENSE_GATE, zeroed=True), blind=False),

@@ -215,7 +215,7 @@ class Checkpoint:
 
     def content(self, name: str) -> Any:
         """A JSON file of the folder, parsed anew; None where it is not there, or cannot be read (which is noted)."""
-        if name not in self.folder.files or name in self.unreadable:
+        if name not in self.folder.files or name in self.unreadable or name in self.folder.links:
             return None
         try:
             return read_json(self.path / name, max_values=MAX_LARGE_JSON_VALUES)
