@@ -120,6 +120,8 @@ def read_gemma4(source: TensorFolder) -> Gemma4Moe:
             for module in _expert_modules(entry.name, entry.shape, match, text, source):
                 linears[module.name] = module
         elif match and _DENSE.match(rest):
+            if len(entry.shape) != 2:
+                raise ModelError(f"{source.path}: {entry.name} has shape {list(entry.shape)}; a linear's is [out, in]")
             module = _dense_module(entry.name, entry.shape, match)
             linears[module.name] = module
         else:
