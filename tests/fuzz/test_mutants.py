@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 import random
 
 import pytest
@@ -38,6 +40,15 @@ def test_the_subject_is_read_whole_while_nothing_is_changed(subject: Subject) ->
 @pytest.mark.parametrize(("target", "content"), FOUND)
 def test_what_fuzzing_found(target: Target, content: bytes, subject: Subject) -> None:
     subject.run(target, content)
+
+
+def test_a_linear_that_is_no_matrix(subject: Subject) -> None:
+    """Found by fuzzing: an IndexError, in a header that is otherwise sound."""
+    target = Target("source", "model.safetensors")
+    header = json.loads(subject.seed(target))
+    entry = header["model.language_model.layers.0.mlp.up_proj.weight"]
+    entry["shape"] = [math.prod(entry["shape"])]
+    assert "a linear's is [out, in]" in subject.run(target, json.dumps(header).encode(), ("inspect",))["inspect"]
 
 
 @settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
