@@ -138,11 +138,12 @@ def engines(
             "eager": False,
             "environment": {"FOURFOLD_ACTIVATIONS": "none"},
         },
-        {"name": "ct", "model": ct, "images": asked},
+        {"name": "ct", "model": ct},
         {"name": "ct ignored", "model": ct, "environment": {"FOURFOLD_INPUT_SCALE": "ignored"}},
         {"name": "text-only", "model": str(text_only)},
         {"name": "weight-only", "model": str(weight_only)},
-        {"name": "experts-only", "model": str(experts_only), "images": asked},
+        {"name": "pictures", "model": str(weight_only), "images": asked},
+        {"name": "experts-only", "model": str(experts_only)},
     ]
     folder = tmp_path_factory.mktemp("engines")
     request, answer, log = folder / "cases.json", folder / "out.npz", folder / "vllm.log"

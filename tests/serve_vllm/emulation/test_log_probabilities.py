@@ -47,6 +47,8 @@ W4A4 = {
     "modelopt": ("modelopt_layout", "merged"),
     "modelopt compiled": ("modelopt_layout", "merged"),
     "modelopt per-expert": ("modelopt_layout", "per-expert"),
+    "ct": ("compressed_tensors_layout", "merged"),
+    "experts-only": ("experts_only", "merged"),
 }
 W4A16 = {
     "modelopt W4A16 compiled": "modelopt_layout",
@@ -68,15 +70,15 @@ def test_w4a16(case, engines, reference, request, record_property):
     assert_agrees(found, may_break=False, record_property=record_property)
 
 
-def test_w4a4_with_pictures_in_the_other_layout(engines, reference, compressed_tensors_layout, record_property):
-    rows = reference(compressed_tensors_layout, "merged", with_pictures=True)
-    assert_agrees(compare(*engines["ct"], rows), may_break=True, record_property=record_property)
-
-
-def test_experts_only_with_pictures(engines, reference, experts_only, record_property):
-    """A mixed checkpoint: attention and the dense MLP as they were."""
-    rows = reference(experts_only, "merged", with_pictures=True)
-    assert_agrees(compare(*engines["experts-only"], rows), may_break=True, record_property=record_property)
+def test_pictures(engines, reference, weight_only, record_property):
+    """Looser: vLLM's vision tower gives other last bits than Transformers', which W4A4 would turn into other codes."""
+    ids, served = engines["pictures"]
+    rows = np.concatenate(reference(weight_only, "none", with_pictures=True))
+    difference = np.abs(np.take_along_axis(rows, ids, axis=1) - served).max(1)
+    first = ids[np.arange(len(ids)), served.argmax(1)]
+    record_property("pictures", f"largest {difference.max()}, same first {(first == rows.argmax(1)).mean()}")
+    assert np.median(difference) < 1e-3
+    assert (first == rows.argmax(1)).mean() > 0.95
 
 
 def test_lazy_decoding_is_the_same_bits(engines):
