@@ -46,11 +46,16 @@ def main() -> int:
     parser.add_argument("--positions", type=int, default=1000, help="least number of positions for KL")
     options = parser.parse_args()
     texts = answers(options.positions)
-    baseline, reference = measure(model_path(), None, options, texts, None)
+    baseline, reference = measure(model_path(), None, options, texts)
     rows = [{"checkpoint": "unquantized", "rule": None, "backends": None, **baseline}]
     for checkpoint in options.checkpoints:
-        for rule in RULES:
-            row, _ = measure(checkpoint, rule, options, texts, reference)
+        weight_only: np.ndarray | None = None
+        for rule in reversed(RULES):
+            row, log_probs = measure(checkpoint, rule, options, texts)
+            kl = (np.exp(reference) * (reference - log_probs)).sum(-1)
+            weight_only = kl if weight_only is None else weight_only
+            row["kl"], row["kl_above_ignored"] = mean(kl), mean(kl - weight_only)
+            row["top1_agreement"] = float((reference.argmax(-1) == log_probs.argmax(-1)).mean())
             rows.append({"checkpoint": checkpoint.name, "rule": rule, "backends": BACKENDS[rule], **row})
             print(json.dumps(rows[-1]), file=sys.stderr, flush=True)
     print(json.dumps({"count": options.count, "dtype": "bfloat16", "rows": rows}, indent=1))
@@ -84,7 +89,6 @@ def measure(
     rule: str | None,
     options: argparse.Namespace,
     texts: list[tuple[list[int], int]],
-    reference: np.ndarray | None,
 ) -> tuple[dict[str, Any], np.ndarray]:
     """One engine's scores and KL, and its log-probabilities [positions, vocabulary]."""
     os.environ.pop("FOURFOLD_INPUT_SCALE", None)
@@ -101,15 +105,13 @@ def measure(
     finally:
         del llm
         cleanup_dist_env_and_memory()
-    if reference is not None:
-        kl = (np.exp(reference) * (reference - log_probs)).sum(-1)
-        result["kl"] = {
-            "mean": float(kl.mean()),
-            "standard_error": float(kl.std(ddof=1) / len(kl) ** 0.5),
-            "n": len(kl),
-        }
-        result["top1_agreement"] = float((reference.argmax(-1) == log_probs.argmax(-1)).mean())
     return result, log_probs
+
+
+def mean(values: np.ndarray) -> dict[str, float]:
+    """With its standard error; positions are taken for independent, which they are not quite."""
+    error = float(values.std(ddof=1) / len(values) ** 0.5)
+    return {"mean": float(values.mean()), "standard_error": error, "n": len(values)}
 
 
 def score(llm: LLM, name: str, count: int) -> dict[str, Any]:
