@@ -230,6 +230,8 @@ def main() -> None:
     }
     for name in given.runs:
         results["runs"][name] = quantize(name, given, model, tokens, registry)
+        # As they come: a run that is cut short keeps the figures before it.
+        (given.folder / "results.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     print(json.dumps(results, indent=1))
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from fourfold.conformance import Refusal
 from fourfold.conformance.suite import ExporterConformance, QuantizerConformance, UnfuserConformance
 
@@ -15,9 +17,15 @@ class TestReferenceQuantizer(QuantizerConformance):
     plugin = "fourfold.reference.hooks"
     name = "reference"
     refusals = (
-        Refusal(recipe={"scheme": "W4A4"}, message="reads no activations"),
-        Refusal(recipe={"scheme": "W4A16"}, device="cuda", message="runs on the CPU"),
+        Refusal(recipe={"kv_cache": "fp8"}, message="stores no KV scales"),
+        Refusal(recipe={}, options={"algorithm": "gptq"}, message="add --stream"),
     )
+
+
+class TestReferenceGPTQ(QuantizerConformance):
+    plugin = "fourfold.reference.hooks"
+    name = "reference"
+    options: ClassVar[dict[str, object]] = {"algorithm": "gptq", "stream": True}
 
 
 class TestModelOptExporter(ExporterConformance):

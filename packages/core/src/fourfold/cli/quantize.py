@@ -21,6 +21,10 @@ def quantize(
     scheme: Annotated[str, typer.Option(help="W4A4 or W4A16.")] = "W4A4",
     algorithm: Annotated[str, typer.Option(help="One of the quantizer's algorithms.")] = "max",
     option: Annotated[list[str] | None, typer.Option(help="Further quantizer option, KEY=VALUE.")] = None,
+    stream: Annotated[bool, typer.Option("--stream", help="One layer on the device at a time (reference).")] = False,
+    input_scales: Annotated[
+        Path | None, typer.Option(help="Take input scales from this checkpoint, calibrate nothing (reference).")
+    ] = None,
     unfuser_option: Annotated[list[str] | None, typer.Option(help="Unfuser option, KEY=VALUE.")] = None,
     targets: Annotated[
         str, typer.Option(help="all-linear, experts-only, attention-bf16, dense-mlp-bf16.")
@@ -54,10 +58,13 @@ def quantize(
         "source": calibration, "field": field, "chat_template": chat_template or None, "samples": samples,
         "sequence_length": sequence_length, "batch_size": batch_size, "seed": seed,
     }  # fmt: skip
+    given_options = {"algorithm": algorithm, **parse_pairs(option or [])} | ({"stream": True} if stream else {})
+    if input_scales is not None:
+        given_options["input_scales"] = str(input_scales)
     config = QuantizeConfig.parse(
         {
             "model": model,
-            "quantizer": {"name": quantizer, "options": {"algorithm": algorithm, **parse_pairs(option or [])}},
+            "quantizer": {"name": quantizer, "options": given_options},
             "unfuser": {"name": unfuser, "options": parse_pairs(unfuser_option or [])} if unfuser else None,
             "layout": layout,
             "recipe": {

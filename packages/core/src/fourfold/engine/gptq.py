@@ -19,12 +19,12 @@ _GROUP = 128
 
 
 def gptq(
-    weight: torch.Tensor, hessian: torch.Tensor, global_scale: torch.Tensor, damping: float
+    weight: torch.Tensor, hessian: torch.Tensor, global_scale: torch.Tensor, damping: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Weights on their grid, float32 [N, O, K], and block scales, float8_e4m3fn [N, O, G].
 
-    ``weight`` [N, O, K]; ``hessian`` float32 [N, K, K], X^T X of the inputs; ``damping`` is the share of its mean
-    diagonal that is added. A matrix whose Hessian is zero is rounded to nearest.
+    ``weight`` [N, O, K]; ``hessian`` float32 [N, K, K], X^T X of the inputs; ``damping`` float32 [N] is
+    the share of its mean diagonal that is added. A matrix whose Hessian is zero is rounded to nearest.
     """
     weight = weight.float()
     factor = _inverse_factor(hessian, damping)
@@ -51,7 +51,7 @@ def gptq(
     return decoded, torch.cat(scales, dim=-1)
 
 
-def _inverse_factor(hessian: torch.Tensor, damping: float) -> torch.Tensor:
+def _inverse_factor(hessian: torch.Tensor, damping: torch.Tensor) -> torch.Tensor:
     """The upper Cholesky factor of each damped Hessian's inverse, float32 [N, K, K]."""
     diagonal = hessian.diagonal(dim1=-2, dim2=-1)
     mean = diagonal.mean(-1)

@@ -23,6 +23,9 @@ from fourfold.errors import QuantizationError
 from fourfold.models.gemma4 import LinearModule
 from fourfold.nvfp4 import BlockScalePolicy, NVFP4Weight, global_scale_from_amax
 
+#: Damping as a share of columns over rows, where that is more than asked for.
+_DAMPING_OF_FEW = 0.25
+
 Algorithm = Literal["max", "mse", "four-over-six", "local-hessian", "gptq"]
 Group = tuple[LinearModule, ...]
 
@@ -56,8 +59,9 @@ class Packer:
             weights = [torch.stack([read(m) for m in modules]).to(self.device) for modules in positions]
             global_scales = self._global_scales(batch, weights)
             hessian = self._hessian(batch, observations)
+            damping = self._damping(batch, observations)
             for modules, weight in zip(positions, weights, strict=True):
-                stacked = self._round(modules, weight, global_scales, hessian)
+                stacked = self._round(modules, weight, global_scales, hessian, damping)
                 parts = (stacked.packed_weight.cpu(), stacked.block_scale.cpu(), stacked.global_scale.cpu())
                 for module, part in zip(modules, zip(*parts, strict=True), strict=True):
                     yield module, NVFP4Weight(*part)
@@ -98,12 +102,13 @@ class Packer:
         weight: torch.Tensor,
         global_scales: torch.Tensor,
         hessian: torch.Tensor | None,
+        damping: torch.Tensor,
     ) -> NVFP4Weight:
         """``weight`` [N, O, K] under its groups' scales."""
         block_scale = None
         if self.algorithm == "gptq":
             assert hessian is not None  # asked for by this algorithm
-            weight, block_scale = gptq(weight, hessian, global_scales, self.damping)
+            weight, block_scale = gptq(weight, hessian, global_scales, damping)
         elif self.algorithm in ("mse", "local-hessian"):
             block_scale = search_mse(weight, global_scales, hessian)
         elif self.algorithm == "four-over-six":
@@ -125,6 +130,23 @@ class Packer:
                 raise QuantizationError(f"{group[0].name}: algorithm {self.algorithm} saw no inputs of it")
             found.append(observations.moments[name].sums[index])
         return torch.stack(found).to(self.device)
+
+    def _damping(self, batch: list[Group], observations: LayerObservations | None) -> torch.Tensor:
+        """float32 [N]: the option's, or more for an expert with few inputs for its width.
+
+        X^T X of n rows is off from what it estimates by about the share K / n; without room for that, GPTQ would fit the
+        few inputs it has seen, at the expense of all others.
+        """
+        rows = [0] * len(batch)
+        for place, group in enumerate(batch):
+            name, index = moments_of(group[0])
+            if observations is not None and name in observations.moments:
+                rows[place] = int(observations.moments[name].rows_E[index])
+        shares = [
+            max(self.damping, _DAMPING_OF_FEW * group[0].shape[1] / max(n, 1))
+            for group, n in zip(batch, rows, strict=True)
+        ]
+        return torch.tensor(shares, device=self.device)
 
 
 def moments_of(module: LinearModule) -> tuple[str, int]:
