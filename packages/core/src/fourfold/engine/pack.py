@@ -134,8 +134,8 @@ class Packer:
     def _damping(self, batch: list[Group], observations: LayerObservations | None) -> torch.Tensor:
         """float32 [N]: the option's, or more for an expert with few inputs for its width.
 
-        X^T X of n rows is off from what it estimates by about the share K / n; without room for that, GPTQ would fit the
-        few inputs it has seen, at the expense of all others.
+        X^T X of n rows is off from what it estimates by about the share K / n; without room for that, GPTQ would
+        fit the few inputs it has seen, at the expense of all others.
         """
         rows = [0] * len(batch)
         for place, group in enumerate(batch):
