@@ -31,12 +31,12 @@ def run(
     plan = plan_study(load_study(study), registry)
     with progress_bar(quiet=json) as progress:
         if ray is None:
-            results = run_study(plan, LocalExecutor(registry), output, progress)
+            results = run_study(plan, registry, LocalExecutor(registry), output, progress)
         else:
             from fourfold.study.cluster import RayExecutor
 
             with RayExecutor(ray, output) as cluster:
-                results = run_study(plan, cluster, output, progress, needs=job_needs)
+                results = run_study(plan, registry, cluster, output, progress, needs=job_needs)
     if json:
         print_json(results)
     else:

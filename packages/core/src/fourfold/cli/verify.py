@@ -51,14 +51,18 @@ def print_report(report: VerifyReport) -> None:
     from fourfold.verify import get_rule
 
     for finding in report.findings:
-        print(f"{finding.rule} {finding.tensor}: {finding.message}")
+        doubt = "doubt: " if get_rule(finding.rule).is_doubt else ""
+        print(f"{doubt}{finding.rule} {finding.tensor}: {finding.message}")
         print(f"  found {finding.found}; expected {finding.expected}")
         print(f"  why it matters: {get_rule(finding.rule).why}")
     checks, rules = sum(report.checked.values()), sum(count > 0 for count in report.checked.values())
-    if not report.num_findings:
+    found = sum(report.num_findings.values())
+    if not found:
         print(f"verified: {checks:,} checks of {rules} rules, nothing found")
+    elif all(get_rule(rule).is_doubt for rule in report.num_findings):
+        print(f"verified with {found:,} doubts, nothing wrong: {checks:,} checks of {rules} rules; let scores decide")
     else:
-        print(f"not right: {sum(report.num_findings.values()):,} findings in {checks:,} checks of {rules} rules")
+        print(f"not right: {found:,} findings in {checks:,} checks of {rules} rules")
     for warning in report.warnings:
         print(f"warning: {warning}")
     for reason in sorted(set(report.skipped.values())):

@@ -15,7 +15,7 @@ from typing import Any
 import httpx
 
 from fourfold.checkpoint.index import CONFIG_FILE, read_json
-from fourfold.environments import suited_environments, workspace_root
+from fourfold.environments import workspace_root
 from fourfold.errors import ConfigError, EvaluationError
 from fourfold.evaluate.client import api_base, is_url, served_models
 from fourfold.hardware import detect
@@ -25,6 +25,7 @@ from fourfold.models.resolve import resolve_model
 from fourfold.plugins import Entry, Registry, Role
 from fourfold.progress import Progress
 from fourfold.results import Machine, ModelRecord
+from fourfold.serving.target import choose_server, temporary_options
 
 #: Packages of this process whose version can change what is asked or computed.
 _RECORDED = ("fourfold", "fourfold-eval", "fourfold-vllm", "httpx", "numpy", "pillow")
@@ -104,7 +105,7 @@ def find_source(
 
     Nothing is started.
     """
-    entry = choose_server(registry, server)
+    entry = _server_beside(registry, server) if is_url(given) else choose_server(registry, server)
     if entry is not None:
         entry.options.parse(server_options or {}, where=f"server {entry.name}")
     if is_url(given):
@@ -130,17 +131,18 @@ def find_source(
         served_model=None,
         checkpoint=folder,
         server=entry,
-        server_options=server_options or {},
+        server_options=temporary_options(given, dict(server_options or {}), None),
     )
 
 
-def choose_server(registry: Registry, name: str | None) -> Entry | None:
-    """The named server, else the first whose environment is for this machine; None where no server is installed."""
-    if name is not None:
-        return registry.get(Role.SERVER, name)
-    entries = registry.entries(Role.SERVER)
-    _, unsuited = suited_environments(tuple(e.environment for e in entries if e.environment))
-    return next((e for e in entries if e.environment is None or e.environment.name not in unsuited), None)
+def _server_beside(registry: Registry, name: str | None) -> Entry | None:
+    """For what only a server can measure of an endpoint, which can do without."""
+    try:
+        return choose_server(registry, name)
+    except ConfigError:
+        if name is not None:
+            raise
+        return None
 
 
 def server_version(endpoint: Endpoint) -> str | None:

@@ -39,9 +39,7 @@ def resolve_config(name: str) -> Path:
         return Path(hf_hub_download(name, "config.json"))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ModelError(
-            f"{name}: no folder of that name, and the hub gave no config.json ({reason[:160]})"
-        ) from None
+        raise ModelError(f"{name}: no folder of that name, and the hub gave no config.json ({reason[:160]})") from None
 
 
 def _fetch(name: str) -> Path:

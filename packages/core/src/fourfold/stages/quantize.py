@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import importlib.metadata
 import platform
+from typing import cast
 
 from fourfold.artifact import ArtifactWriter
 from fourfold.calibration import TokenSet
 from fourfold.checkpoint.index import TensorFolder
-from fourfold.interfaces.quantizer import QuantizeJob
+from fourfold.interfaces.quantizer import QuantizeJob, QuantizerOptions
 from fourfold.manifest import CalibrationRecord, Manifest
 from fourfold.models.gemma4 import read_gemma4
 from fourfold.plugins import Registry, Role
@@ -31,7 +32,9 @@ def run_quantize(request: QuantizeRequest, registry: Registry, progress: Progres
     unfuser_entry = registry.get(Role.UNFUSER, request.unfuser.name)
     quantizer_entry = registry.quantizer(request.quantizer.name)
     unfuser_options = unfuser_entry.options.parse(request.unfuser.options, where="unfuser")
-    quantizer_options = quantizer_entry.options.parse(request.quantizer.options, where="quantizer")
+    quantizer_options = cast(
+        QuantizerOptions, quantizer_entry.options.parse(request.quantizer.options, where="quantizer")
+    )
     unfuser = registry.load(Role.UNFUSER, unfuser_entry.name)(unfuser_options)
     quantizer = registry.load(Role.QUANTIZER, quantizer_entry.name)(quantizer_options)
     source = TensorFolder(request.model_path)

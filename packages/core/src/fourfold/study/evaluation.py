@@ -11,10 +11,10 @@ from pathlib import Path
 from fourfold.environments import environment_sha256
 from fourfold.errors import ConfigError
 from fourfold.evaluate.request import EvalConfig
-from fourfold.evaluate.target import choose_server
 from fourfold.evaluate.tasks import plan_tasks
 from fourfold.manifest import MANIFEST_FILE, sha256_file
-from fourfold.plugins import Entry, Registry
+from fourfold.plugins import Registry
+from fourfold.serving.target import choose_server
 from fourfold.study.spec import Evaluation, Study
 
 #: In the place of a cell's name: the unquantized model.
@@ -32,16 +32,8 @@ def check_evaluation(study: Study, registry: Registry) -> None:
         return
     names = tuple(task.name for task in study.evaluate.tasks)
     plan_tasks(names, task_options(study.evaluate), registry)
-    entry = server_entry(study.evaluate, registry)
+    entry = choose_server(registry, study.evaluate.server)
     entry.options.parse(study.evaluate.server_options, where=f"evaluate.server_options of server {entry.name!r}")
-
-
-def server_entry(evaluation: Evaluation, registry: Registry) -> Entry:
-    """The server that the study names, else this machine's."""
-    entry = choose_server(registry, evaluation.server)
-    if entry is None:
-        raise ConfigError("evaluate: no server for this machine is installed; install fourfold-vllm")
-    return entry
 
 
 def task_options(evaluation: Evaluation) -> dict[str, object]:
@@ -63,13 +55,13 @@ def cell_config(study: Study, cell: str, output: Path) -> EvalConfig:
 
 def evaluation_identity(config: EvalConfig, registry: Registry, source_files: Mapping[str, str]) -> str:
     """Hash of all that decides an evaluation: what is asked, of which files, by which packages; no place enters."""
-    entry = choose_server(registry, config.server)
+    environment = choose_server(registry, config.server).environment
     manifest = Path(config.model) / MANIFEST_FILE
     record = {
         "asked": config.model_dump(mode="json", exclude={"model", "output", "baseline", "data"}),
         "manifest": sha256_file(manifest) if config.baseline and manifest.is_file() else None,
         "source_files": dict(source_files),
-        "environment": environment_sha256(entry.environment if entry else None),
+        "environment": environment_sha256(environment),
     }
     return hashlib.sha256(json.dumps(record, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 

@@ -131,7 +131,7 @@ VALUE_RULES: tuple[Rule, ...] = (
         why="Router, norms and vision carry the model; one changed bit is a fault in the writer.",
     ),
     Rule(
-        id="FF094", phase=Phase.MISFIT, check=values.not_overfitted, needs=(Need.SOURCE,),
+        id="FF094", phase=Phase.MISFIT, check=values.not_overfitted, needs=(Need.SOURCE,), is_doubt=True,
         title="weights are not fitted past rounding",
         why="Inputs unlike those of calibration meet a weight further off than rounding makes it.",
     ),

@@ -25,7 +25,7 @@ class VerifyReport(Config):
     """The result of :func:`fourfold.verify.verify_checkpoint`.
 
     Attributes:
-        ok: no rule found anything.
+        ok: no rule found anything wrong; rules whose findings are doubts (``Rule.is_doubt``) do not count.
         layout: of the tensors; None when they tell none.
         scheme: of the tensors, ``W4A4`` or ``W4A16``.
         checked: things looked at, by rule id. A rule with 0 that is not in ``skipped`` had nothing to look at.

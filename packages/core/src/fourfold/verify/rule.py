@@ -36,7 +36,10 @@ class Need(StrEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class Rule:
-    """One rule. ``check`` is called with a :class:`Look` and the subject of its phase."""
+    """One rule. ``check`` is called with a :class:`Look` and the subject of its phase.
+
+    ``is_doubt`` marks what no file can decide: reported like any finding, but it makes no checkpoint wrong.
+    """
 
     id: str
     title: str
@@ -44,6 +47,7 @@ class Rule:
     phase: Phase
     check: Callable[[Look, Any], None]
     needs: tuple[Need, ...] = ()
+    is_doubt: bool = False
 
 
 @dataclass
