@@ -1,27 +1,16 @@
-"""``demo-math``, ``demo-instruct``, ``demo-vision``, ``demo-clip``: the demo model's held-out problems, asked by chat.
-
-Pictures go as PNG data URLs. A clip goes as vLLM takes frames already chosen: a ``video/jpeg`` data URL, frames one
-after the other, at the quality where a flat 96 x 96 scene loses nothing that matters.
-"""
+"""``demo-math``, ``demo-instruct``, ``demo-vision``, ``demo-clip``: the demo model's held-out problems, asked by chat."""
 
 from __future__ import annotations
 
-import base64
-import io
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import ClassVar
 
 from fourfold.demo import HELD_OUT_COUNT, Problem, get_task
+from fourfold.demo.chat import chat_messages
 from fourfold.errors import EvaluationError
 from fourfold.interfaces.benchmark import Answer, BenchmarkJob, Metric, Prompt, PromptBenchmark, Sampling, Scores
 from fourfold.results import PromptMetric
 from fourfold_eval.options import DemoOptions
-
-if TYPE_CHECKING:
-    from fourfold.demo.tasks import Frames
-
-_JPEG_QUALITY = 95
-
 
 class _DemoTask(PromptBenchmark[DemoOptions]):
     """One task; a problem's id is its place in the held-out set."""
@@ -89,38 +78,3 @@ class DemoClip(_DemoTask):
     """Clips."""
 
     task = "clip"
-
-
-def chat_messages(problem: Problem) -> list[dict[str, Any]]:
-    """The problem's messages with its picture or clip as a data URL."""
-    messages = []
-    for message in problem.messages:
-        parts = [_part(part, problem) for part in message["content"]]
-        messages.append({"role": message["role"], "content": parts})
-    return messages
-
-
-def _part(part: dict[str, Any], problem: Problem) -> dict[str, Any]:
-    match part["type"]:
-        case "image":
-            return {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{_png(problem.frames())}"}}
-        case "video":
-            return {"type": "video_url", "video_url": {"url": f"data:video/jpeg;base64,{_jpegs(problem.frames())}"}}
-        case _:
-            return part
-
-
-def _png(frames: Frames) -> str:
-    return _encoded(frames[0], "PNG")
-
-
-def _jpegs(frames: Frames) -> str:
-    return ",".join(_encoded(frame, "JPEG", quality=_JPEG_QUALITY, subsampling=0) for frame in frames)
-
-
-def _encoded(frame: Any, kind: str, **options: Any) -> str:
-    from PIL import Image
-
-    buffer = io.BytesIO()
-    Image.fromarray(frame).save(buffer, format=kind, **options)
-    return base64.b64encode(buffer.getvalue()).decode()

@@ -51,7 +51,7 @@ class PackedLayer:
 
     def save(self, path: Path) -> None:
         """Write a file that appears whole."""
-        from safetensors.torch import save_file
+        from safetensors.torch import save
 
         tensors: dict[str, torch.Tensor] = {}
         for module, weight, scale in self.weights:
@@ -61,8 +61,9 @@ class PackedLayer:
             tensors["tokens"] = self.tokens_E
         record = json.dumps([fallback.model_dump() for fallback in self.fallbacks])
         partial = path.with_suffix(".partial")
-        # Members of a scale group share one scalar; a file holds none of them by reference.
-        save_file({name: tensor.clone() for name, tensor in tensors.items()}, partial, metadata={"fallbacks": record})
+        # Members of a scale group share one scalar; a file holds none of them by reference. Not save_file: what the
+        # system refuses (a full disk) would be no OSError there.
+        partial.write_bytes(save({name: t.clone() for name, t in tensors.items()}, metadata={"fallbacks": record}))
         descriptor = os.open(partial, os.O_RDONLY)
         try:
             os.fsync(descriptor)
