@@ -67,7 +67,9 @@ def test_refusals(checkpoint: MakeCheckpoint, registry: Registry, tmp_path: Path
         convert(path, "compressed-tensors", out, Registry(build_plugin_manager([])))
     with pytest.raises(CheckpointError, match=r"source\d: holds no NVFP4 global scales"):
         convert(source, "modelopt", out, registry)
-    with pytest.raises(CheckpointError, match=r"is an artifact, not a checkpoint; fourfold quantize, with the same --stages, writes it"):
+    with pytest.raises(
+        CheckpointError, match=r"is an artifact, not a checkpoint; fourfold quantize --layout writes one"
+    ):
         convert(artifacts(Recipe()).path, "modelopt", out, registry)
     full = tmp_path / "full"
     full.mkdir()

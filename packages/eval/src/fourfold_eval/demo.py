@@ -1,4 +1,4 @@
-"""``demo-math``, ``demo-instruct``, ``demo-vision``, ``demo-clip``: the demo model's held-out problems, asked by chat."""
+"""``demo-math``, ``demo-instruct``, ``demo-vision``, ``demo-clip``: the demo's held-out problems, asked by chat."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from fourfold.errors import EvaluationError
 from fourfold.interfaces.benchmark import Answer, BenchmarkJob, Metric, Prompt, PromptBenchmark, Sampling, Scores
 from fourfold.results import PromptMetric
 from fourfold_eval.options import DemoOptions
+
 
 class _DemoTask(PromptBenchmark[DemoOptions]):
     """One task; a problem's id is its place in the held-out set."""

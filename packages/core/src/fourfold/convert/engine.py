@@ -53,7 +53,7 @@ def convert_checkpoint(
     view = CheckpointView(Path(path))
     source = view.folder
     if source.layout is CANONICAL:
-        raise CheckpointError(f"{path}: is an artifact, not a checkpoint; fourfold quantize, with the same --stages, writes it in a layout")
+        raise CheckpointError(f"{path}: is an artifact, not a checkpoint; fourfold quantize --layout writes one")
     if source.layout.name == layout:
         raise ConfigError(f"{path}: has layout {layout} already; there is nothing to convert")
     _refuse_strangers(source)

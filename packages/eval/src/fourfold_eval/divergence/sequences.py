@@ -11,12 +11,12 @@ from typing import Any
 from fourfold.checkpoint.index import read_json
 from fourfold.config import Config
 from fourfold.demo import HELD_OUT_COUNT, get_task
+from fourfold.demo.chat import chat_messages
 from fourfold.errors import EvaluationError
 from fourfold.evaluate.client import Reply, Request, ask
 from fourfold.interfaces.benchmark import MeasurementJob
 from fourfold.interfaces.server import Endpoint
 from fourfold.progress import Progress
-from fourfold_eval.demo import chat_messages
 from fourfold_eval.options import DivergenceOptions
 
 SEQUENCES_FILE = "sequences.json"
