@@ -13,31 +13,37 @@ import pytest
 from fourfold.errors import ConfigError
 from fourfold.progress import NoProgress
 from fourfold.study import LocalExecutor, parse_needs, plan_study, run_study
+from integration.cut_demo import cut_demo
 
 from .conftest import CELLS, MakeStudy, read
 
 ray = pytest.importorskip("ray", reason="ray is not installed")
 from fourfold.study.cluster import RayExecutor  # noqa: E402 - after the skip
 
-#: Two independent quantize stages, long enough (a toolchain is imported) that a node is lost in the middle of them.
+#: Two independent quantize stages, long enough (torch is imported) that a node is lost in the middle of them.
 TWO_STAGES = """
 [matrix]
-quantizers = ["modelopt"]
-unfusers = ["own", "reference"]
+quantizers = [{ name = "reference", algorithm = "max" }, { name = "reference", algorithm = "mse" }]
 layouts = ["modelopt"]
 [calibration]
+source = "demo"
 samples = 4
 sequence_length = 64
 batch_size = 2
 """
 
 
-@pytest.fixture
+HEALTH_CHECK = {"initial_delay_ms": "1000", "period_ms": "1000", "timeout_ms": "2000", "failure_threshold": "2"}
+
+
+@pytest.fixture(scope="module")
 def cluster() -> Iterator[object]:
     from ray.cluster_utils import Cluster
 
     # Ray's workers give way to everything else by default, which on a busy machine takes minutes.
     os.environ |= {"RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0", "RAY_worker_niceness": "0"}
+    # A lost node is noticed in seconds instead of most of a minute.
+    os.environ |= {f"RAY_health_check_{what}": value for what, value in HEALTH_CHECK.items()}
     node = {"num_cpus": 1, "memory": 4 * 1024**3, "object_store_memory": 100 * 1024**2}
     # A head that runs nothing, as on a real cluster, so that either worker may be lost.
     cluster = Cluster(initialize_head=True, head_node_args=node | {"num_cpus": 0})
@@ -54,7 +60,7 @@ def hashes(output: Path) -> dict[str, str | None]:
 def test_a_node_is_lost_midway_and_the_results_are_those_of_one_machine(
     cluster, registry, make_study: MakeStudy, tmp_path: Path
 ):
-    plan = plan_study(make_study(TWO_STAGES), registry)
+    plan = plan_study(make_study(TWO_STAGES, model=cut_demo(tmp_path / "model")), registry)
     local = run_study(plan, registry, LocalExecutor(registry), tmp_path / "local", NoProgress())
     assert local.ok
 
@@ -108,7 +114,7 @@ def test_no_cluster_at_the_address(tmp_path: Path):
 )
 def test_needs_are_checked(text: str):
     with pytest.raises(
-        ConfigError, match=f"needs: '{text}': give KIND.WHAT=NUMBER; KIND: tokens, quantize, cell; WHAT: "
+        ConfigError, match=f"needs: '{text}': give KIND.WHAT=NUMBER; KIND: tokens, quantize, cell, evaluate; WHAT: "
     ):
         parse_needs([text])
 

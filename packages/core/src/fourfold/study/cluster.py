@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import socket
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -23,6 +24,7 @@ from fourfold.study.perform import failed_before, perform
 #: How often Ray starts a job again that was lost with its node.
 _MAX_RETRIES = 5
 _PROBE_TIMEOUT_S = 120.0
+_LISTEN_TIMEOUT_S = 10.0
 
 
 class RayExecutor:
@@ -46,6 +48,7 @@ class RayExecutor:
                 "a study on a cluster needs ray, which is not installed here; "
                 "install it with: pip install 'fourfold[ray]'"
             ) from None
+        self._require_listener()
         try:
             ray.init(address=self._address, log_to_driver=False, include_dashboard=False)
         except (ConnectionError, ValueError, RuntimeError) as error:
@@ -64,6 +67,16 @@ class RayExecutor:
         import ray
 
         ray.shutdown()
+
+    def _require_listener(self) -> None:
+        """Ray itself would try for most of a minute, and then blame a version."""
+        host, _, port = self._address.rpartition(":")
+        if not host or not port.isdecimal() or "/" in host:
+            return
+        try:
+            socket.create_connection((host, int(port)), timeout=_LISTEN_TIMEOUT_S).close()
+        except (OSError, OverflowError) as error:
+            raise ConfigError(f"ray: no cluster answers at {self._address!r} ({error})") from None
 
     def run(self, jobs: Sequence[Job], progress: Progress) -> Iterator[Outcome]:
         """One outcome a job, as they end. A job that no node of the cluster could ever hold is refused before any."""
