@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from fourfold.verify import RULES, verify_checkpoint
+from fourfold.verify import RULES, get_rule, verify_checkpoint
 
 from .catalogue import CATALOGUE
 from .faults import Fault
@@ -29,7 +29,7 @@ def test_fault_is_found_by_the_rule_that_names_it(
 
     report = verify_checkpoint(checkpoint.folder, source=source)
     found = {finding.rule for finding in report.findings}
-    assert not report.ok
+    assert report.ok is get_rule(fault.rule).is_doubt
     assert fault.rule in found, f"found by {sorted(found)} only"
     assert found <= {fault.rule, *fault.also}, [(f.rule, f.message) for f in report.findings][:5]
     assert all(f.tensor and f.found and f.expected and f.message for f in report.findings)
