@@ -119,6 +119,7 @@ def engines(
     compressed_tensors_layout,
     weight_only,
     experts_only,
+    text_only,
     texts,
     pictures,
     tmp_path_factory,
