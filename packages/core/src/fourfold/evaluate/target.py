@@ -25,7 +25,7 @@ from fourfold.models.resolve import resolve_model
 from fourfold.plugins import Entry, Registry, Role
 from fourfold.progress import Progress
 from fourfold.results import Machine, ModelRecord
-from fourfold.serving.target import choose_server, temporary_options
+from fourfold.serving.target import choose_server
 
 #: Packages of this process whose version can change what is asked or computed.
 _RECORDED = ("fourfold", "fourfold-eval", "fourfold-vllm", "httpx", "numpy", "pillow")
@@ -131,8 +131,13 @@ def find_source(
         served_model=None,
         checkpoint=folder,
         server=entry,
-        server_options=temporary_options(given, dict(server_options or {}), None),
+        server_options=_any_port(entry) | (server_options or {}),
     )
+
+
+def _any_port(server: Entry | None) -> dict[str, Any]:
+    """A server that runs for one evaluation may take any free port, where it has one to choose."""
+    return {"port": 0} if server and "port" in server.options.model_fields else {}
 
 
 def _server_beside(registry: Registry, name: str | None) -> Entry | None:
