@@ -139,15 +139,18 @@ def test_refused_before_anything_starts(name):
 
 def test_streaming_holds_one_layer(small):
     """Weights of other layers are not there while a layer is calibrated."""
-    seen = []
+    import gc
+
+    def models() -> list[LayerwiseModel]:
+        return [found for found in gc.get_objects() if type(found) is LayerwiseModel]
+
+    earlier, seen = models(), []
 
     class Watching(NoProgress):
         def begin(self, task, *, total, unit):
             if task.startswith("calibrate layer"):
-                import gc
-
-                models = [o for o in gc.get_objects() if isinstance(o, LayerwiseModel)]
-                held = [i for i, layer in enumerate(models[-1].layers) if not next(layer.parameters()).is_meta]
+                (model,) = [found for found in models() if not any(found is other for other in earlier)]
+                held = [i for i, layer in enumerate(model.layers) if not next(layer.parameters()).is_meta]
                 seen.append((task, held))
 
     small.quantize(Watching(), stream=True)
