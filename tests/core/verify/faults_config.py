@@ -59,6 +59,13 @@ CONFIG_FAULTS = (
     Fault("the router not ignored", "FF106", ignore("", remove="layers.0.router")),
     Fault("lm_head not ignored", "FF106", ignore("", remove="lm_head")),
     Fault("BF16 attention not ignored", "FF106", ignore("", remove="layers.1.self_attn"), variant=ATTENTION_BF16),
+    Fault(
+        "values read from BF16 keys not ignored",
+        "FF106",
+        ignore("", remove="layers.2.self_attn.v_proj"),
+        variant=ATTENTION_BF16,
+        layouts=CT_ONLY,
+    ),
     Fault("a quantized module ignored", "FF107", ignore(f"{TEXT}.0.mlp.up_proj")),
     Fault("a quantized layer ignored", "FF107", ignore_quantized_layer),
     Fault("an ignore list for other names", "FF108", ignore("model.layers.0.mlp.experts.0.gate_proj")),

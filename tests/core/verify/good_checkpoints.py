@@ -28,6 +28,8 @@ from .source_model import EXPERTS as EXPERTS
 from .source_model import LAYERS as LAYERS
 
 TEXT = "model.language_model.layers"
+#: The full-attention layer, which has no v_proj.
+KEYS_AS_VALUES = f"{TEXT}.2.self_attn"
 EXPERT = f"{TEXT}.1.experts.5"
 
 
@@ -136,6 +138,9 @@ def _config_files(artifact: Artifact, variant: Variant) -> dict[str, dict[str, A
             parts = ("gate_proj", "up_proj", "down_proj")
             ignore |= {f"{module}.{e}.{p}" for e in range(EXPERTS) for p in parts}
     ignored = sorted(ignore - quantized)
+    if f"{KEYS_AS_VALUES}.k_proj" in ignored:
+        # vLLM 0.32 builds q, k and v as one linear and refuses it when it finds only two of them ignored.
+        ignored = sorted([*ignored, f"{KEYS_AS_VALUES}.v_proj"])
     fp8, w4a4 = variant.kv_cache is KVCache.FP8, variant.scheme is Scheme.W4A4
     four_bit: dict[str, Any] = {"dynamic": False, "num_bits": 4, "type": "float", "group_size": 16}
     if variant.layout == MODELOPT.name:

@@ -2,7 +2,7 @@
 
 usage: python kernels.py interpret|cuda INPUT OUTPUT
 
-INPUT holds ``NAME`` [O, K] and ``NAME/global_amax`` []. OUTPUT holds, in NAME's dtype or float32:
+INPUT holds ``NAME`` [O, K] and ``NAME/global_amax`` []. OUTPUT holds, in NAME's dtype (cuda) or float32 (interpret):
 
 ``NAME/dynamic``    the kernel of dynamic block quantization (``max``), which takes each block's amax itself
 ``NAME/cast``       the kernel that rounds to E2M1, on NAME / step
@@ -32,7 +32,6 @@ from modelopt.torch.quantization.qtensor import NVFP4QTensor  # noqa: E402
 from safetensors.torch import load_file, save_file  # noqa: E402
 
 BLOCK = 16
-TL_DTYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
 
 
 @triton.jit
@@ -55,11 +54,12 @@ def step_of(weight: torch.Tensor, global_amax: torch.Tensor) -> tuple[torch.Tens
 def interpreted(weight: torch.Tensor, global_amax: torch.Tensor) -> dict[str, torch.Tensor]:
     rows, columns = weight.shape
     tile = (min(128, triton.next_power_of_2(rows)), max(64, triton.next_power_of_2(columns)))
-    dynamic = torch.empty_like(weight)
+    # float32 of any dtype: Triton's interpreter cuts a BF16 output off, where the compiled kernel rounds it.
+    dynamic = torch.empty_like(weight, dtype=torch.float32)
     fp4_kernel_hopper.fp4_fake_quant_kernel[(triton.cdiv(rows, tile[0]), 1)](
         weight, dynamic, rows, columns, global_amax.float() / (6.0 * 448.0), *weight.stride(), *dynamic.stride(),
         BLOCK_SIZE=BLOCK, TILE_M=tile[0], TILE_N=tile[1], NUM_FP4_BLOCKS=tile[1] // BLOCK,
-        OUT_DTYPE=TL_DTYPES[weight.dtype],
+        OUT_DTYPE=tl.float32,
     )  # fmt: skip
     _, ratio, step = step_of(weight, global_amax)
     scaled = (weight.float() / step.repeat_interleave(BLOCK, -1)).contiguous()

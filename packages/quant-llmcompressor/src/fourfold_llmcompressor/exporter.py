@@ -17,7 +17,7 @@ from fourfold.checkpoint.layouts import COMPRESSED_TENSORS
 from fourfold.config import KVCache, Options, Scheme
 from fourfold.export import write_checkpoint
 from fourfold.interfaces.exporter import Exporter
-from fourfold.models.gemma4 import fused_linears
+from fourfold.models.gemma4 import fused_linears, values_read_from_keys
 
 if TYPE_CHECKING:
     from fourfold.artifact import Artifact
@@ -90,7 +90,9 @@ def quantization_config(artifact: Artifact) -> dict[str, Any]:
 
 
 def unquantized_linears(artifact: Artifact) -> list[str]:
-    """Modules a loader must not replace: every kept 2-D ``weight`` but embeddings, and the tied head."""
+    """Modules a loader must not replace: every kept 2-D ``weight`` but embeddings, and the tied head; with kept keys,
+    the values that are read from them.
+    """
     names = {"lm_head"}
     for name in artifact.kept():
         module, _, leaf = name.rpartition(".")
@@ -99,4 +101,4 @@ def unquantized_linears(artifact: Artifact) -> list[str]:
             names.add(module)
         # Experts left fused: a loader looks for their linears by name.
         names |= {linear.name for linear in fused_linears(name, artifact.tensors.entry(name).shape)}
-    return sorted(names)
+    return sorted(names | values_read_from_keys(names))

@@ -11,7 +11,7 @@ Shape letters: E experts, H hidden, I expert width, O out features, K in feature
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, NewType
@@ -240,6 +240,17 @@ def linear_module(name: str, shape: tuple[int, ...]) -> LinearModule | None:
         slices=(),
         scale_group=name if down else f"{expert['parent']}.{expert['expert']}.gate_up",
     )
+
+
+def values_read_from_keys(linears: Iterable[str]) -> set[str]:
+    """The ``v_proj`` of attention layers that have a ``k_proj`` and none of their own (``attention_k_eq_v``).
+
+    No tensor has these names, but a server that fuses q, k and v builds all three and reads keys into both places, so
+    whatever is said of such a layer's linears by name must be said of this one too.
+    """
+    names = set(linears)
+    values = {f"{name.removesuffix('k_proj')}v_proj" for name in names if name.endswith(".self_attn.k_proj")}
+    return values - names
 
 
 def _dense_module(tensor: str, shape: tuple[int, ...], match: re.Match[str]) -> LinearModule:

@@ -18,7 +18,7 @@ from fourfold.checkpoint.untrusted import MAX_LARGE_JSON_VALUES, read_json
 from fourfold.config import Scheme
 from fourfold.errors import CheckpointError, ConfigError, ModelError
 from fourfold.manifest import MANIFEST_FILE, Manifest
-from fourfold.models.gemma4 import Gemma4Moe, LinearModule, ModuleKind, read_gemma4
+from fourfold.models.gemma4 import Gemma4Moe, LinearModule, ModuleKind, read_gemma4, values_read_from_keys
 from fourfold.models.gemma4_inputs import norm_before
 from fourfold.verify.expected import imagine_source
 from fourfold.verify.folder import Folder, read_folder
@@ -202,7 +202,8 @@ class Checkpoint:
                 names.add(module)
             elif len(tensor.shape) == 3 and name.endswith(("experts.gate_up_proj", "experts.down_proj")):
                 names |= {f"{module}.0.{part}" for part in ("gate_proj", "up_proj", "down_proj")}
-        return tuple(sorted(names - self.modules.keys()))
+        unquantized = names - self.modules.keys()
+        return tuple(sorted(unquantized | values_read_from_keys(unquantized)))
 
     @cached_property
     def module_names(self) -> frozenset[str]:
@@ -211,7 +212,7 @@ class Checkpoint:
         for name in (*self.folder.tensors, *self.linears, *self.kept_names):
             parts = name.split(".")
             names |= {".".join(parts[:end]) for end in range(1, len(parts))}
-        return frozenset(names | self.linears.keys())
+        return frozenset(names | self.linears.keys() | values_read_from_keys(names))
 
     def content(self, name: str) -> Any:
         """A JSON file of the folder, parsed anew; None where it is not there, or cannot be read (which is noted)."""
