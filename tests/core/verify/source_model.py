@@ -8,10 +8,10 @@ import torch
 
 LAYERS, EXPERTS = 3, 12
 SIDE_FILES = {
-    "tokenizer.json": '{"version": "1.0", "model": {"vocab": {"a": 0}}}\n',
+    "tokenizer.json": '{"version": "1.0", "model": {"vocab": {"a": 0, "<|turn>": 1}}}\n',
     "tokenizer_config.json": '{"tokenizer_class": "GemmaTokenizer"}\n',
     "special_tokens_map.json": '{"bos_token": "<bos>"}\n',
-    "chat_template.jinja": "{{ messages }}\n",
+    "chat_template.jinja": "{{ '<|turn>' }}{{ messages }}\n",
     "processor_config.json": '{"processor_class": "Gemma4Processor"}\n',
     "generation_config.json": '{"eos_token_id": [1, 106], "transformers_version": "5.17.0"}\n',
 }
