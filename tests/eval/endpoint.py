@@ -23,6 +23,7 @@ class FakeEndpoint:
         self.dies_after: int | None = None
         self.status = 503
         self.url = ""
+        self.models: tuple[str, ...] = ("fake-model",)
         self.extra: Callable[[Payload], Payload] = lambda _payload: {}
         self.lock = threading.Lock()
 
@@ -54,7 +55,7 @@ def serving(endpoint: FakeEndpoint) -> Iterator[FakeEndpoint]:
             pass
 
         def do_GET(self) -> None:
-            self._send(200, {"data": [{"id": "fake-model"}, {"id": "other-model"}]})
+            self._send(200, {"data": [{"id": name} for name in endpoint.models]})
 
         def do_POST(self) -> None:
             payload = json.loads(self.rfile.read(int(self.headers["Content-Length"])))

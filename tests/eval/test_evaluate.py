@@ -11,7 +11,7 @@ import pytest
 from eval.conftest import Run, lines, share
 from eval.endpoint import FakeEndpoint, Payload, serving
 from fourfold.demo import model_path
-from fourfold.errors import ConfigError, EvaluationError, OutputError
+from fourfold.errors import ConfigError, EvaluationError, OutputError, ServerError
 from fourfold.evaluate.client import RETRY_PAUSES_S, api_base
 from fourfold.results import EvalRecord, Verdict
 
@@ -163,8 +163,9 @@ def test_a_baseline_model_is_evaluated_in_the_same_run(run: Run, endpoint: FakeE
     assert EvalRecord.load(tmp_path / "out/baseline").tasks[0].metrics[0].score == 1.0
 
 
-def test_another_models_folder_is_refused(run: Run) -> None:
+def test_another_models_folder_is_refused(run: Run, endpoint: FakeEndpoint) -> None:
     run()
+    endpoint.models = ("fake-model", "other-model")
     with pytest.raises(OutputError, match=r"another model or seed \(name, served_model\); choose another --output"):
         run(served_model="other-model")
     with pytest.raises(OutputError, match=r"another model or seed \(seed\)"):
@@ -181,7 +182,7 @@ def test_another_models_folder_is_refused(run: Run) -> None:
         ({"options": {"gsm8k.max_tokens": 3}}, ConfigError, "TASK.KEY=VALUE with a task of --tasks .demo-math."),
         ({"options": {"demo-math.sed": 3}}, ConfigError, "demo-math.sed: unknown key"),
         ({"data": "/nowhere"}, ConfigError, "--data /nowhere: not a folder"),
-        ({"served_model": "absent"}, EvaluationError, "serves fake-model, other-model, not absent"),
+        ({"served_model": "absent"}, ServerError, "serves fake-model, not absent"),
         ({"repeats": 0}, ConfigError, "repeats: should be greater than 0"),
         ({"tasks": ["size"]}, EvaluationError, "size: fake-model is an address; give the checkpoint's folder"),
         ({"tasks": ["kl"]}, EvaluationError, "returns no token ids; kl needs vLLM"),
@@ -190,6 +191,13 @@ def test_another_models_folder_is_refused(run: Run) -> None:
 def test_what_cannot_be_meant_is_refused(run: Run, settings: dict, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         run(**settings)
+
+
+def test_of_several_models_one_is_chosen(run: Run, endpoint: FakeEndpoint) -> None:
+    endpoint.models = ("fake-model", "other-model")
+    with pytest.raises(ServerError, match="serves fake-model, other-model; choose one with --served-model-name"):
+        run(limit=1)
+    assert run(limit=1, served_model="other-model").model.served_model == "other-model"
 
 
 def test_one_prompt_gives_no_interval_and_no_test(run: Run, tmp_path: Path) -> None:

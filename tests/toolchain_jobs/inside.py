@@ -28,7 +28,7 @@ from fourfold.models.resolve import resolve_model
 from fourfold.progress import NoProgress
 from fourfold.reference.options import ReferenceUnfuserOptions
 from fourfold.reference.unfuser import ReferenceUnfuser
-from fourfold.stages.quantize import package_versions
+from fourfold.versions import package_versions
 
 VOCABULARY = 256
 _TEXT = {

@@ -158,7 +158,7 @@ class PrefixAttentionImpl(CPUAttentionBackendImpl):
             scheduler_metadata=again.scheduler_metadata,
             s_aux=self.sinks,
             k_scale=layer._k_scale_float,  # noqa: SLF001 - the protocol's own names
-            v_scale=layer._v_scale_float,  # noqa: SLF001
+            v_scale=layer._v_scale_float,  # noqa: SLF001 - the same
             kv_cache_dtype=self.kv_cache_dtype,
         )
         output[again.rows] = product.view(output[again.rows].shape)

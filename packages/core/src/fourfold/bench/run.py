@@ -12,12 +12,13 @@ from pydantic import FiniteFloat
 
 from fourfold.bench.spec import BenchSpec, Figure, figures, fit
 from fourfold.config import Config
-from fourfold.evaluate.target import folder_bytes, runner_packages, server_version, this_machine
+from fourfold.evaluate.target import folder_bytes, server_version, this_machine
 from fourfold.interfaces.server import Endpoint, LoadResult, ServePlan
 from fourfold.progress import Progress
 from fourfold.results import Machine
 from fourfold.serving.memory import MemoryUse, group_memory
 from fourfold.serving.target import Target, context_tokens
+from fourfold.versions import ASKING, package_versions
 
 
 class Spread(Config):
@@ -65,7 +66,7 @@ def bench(subject: Target, baseline: Target | None, spec: BenchSpec, progress: P
     first = _measure(baseline, spec, progress) if baseline else None
     second = _measure(subject, spec, progress)
     return BenchReport(
-        machine=this_machine(), packages=runner_packages(), spec=spec, cuts=cuts, baseline=first, subject=second
+        machine=this_machine(), packages=package_versions(ASKING), spec=spec, cuts=cuts, baseline=first, subject=second
     )
 
 

@@ -26,7 +26,7 @@ def eval(
     seed: Annotated[int, typer.Option(help="Seed of sampling and of all statistics.")] = 1234,
     server: Annotated[str | None, typer.Option(help="Server for a checkpoint; this machine's by default.")] = None,
     server_option: Annotated[list[str] | None, typer.Option(help="Option of the server, KEY=VALUE.")] = None,
-    served_model_name: Annotated[str | None, typer.Option(help="Model to ask at an address; its first one.")] = None,
+    served_model_name: Annotated[str | None, typer.Option(help="Model to ask, where several are served.")] = None,
     timeout: Annotated[float, typer.Option(help="Seconds to wait for one answer.")] = 1800.0,
     json: Annotated[bool, typer.Option("--json", help="Machine-readable output.")] = False,
 ) -> int:

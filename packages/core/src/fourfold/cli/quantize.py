@@ -7,6 +7,16 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from fourfold.cli.options import (
+    BatchSize,
+    CalibrationField,
+    CalibrationSource,
+    ChatTemplate,
+    Samples,
+    SequenceLength,
+    given,
+)
+
 if TYPE_CHECKING:
     from fourfold.pipeline import QuantizeResult
     from fourfold.verify import VerifyReport
@@ -34,14 +44,12 @@ def quantize(
     kv_cache: Annotated[str, typer.Option(help="none or fp8.")] = "none",
     rare_experts: Annotated[str, typer.Option(help="layer-max or error.")] = "layer-max",
     min_expert_tokens: Annotated[int, typer.Option(help="Fewer calibration tokens make an expert rare.")] = 1,
-    calibration: Annotated[
-        str | None, typer.Option(help="cnn_dailymail, demo, or a .jsonl, .parquet or .txt file.")
-    ] = None,
-    field: Annotated[str | None, typer.Option(help="Field of the calibration texts.")] = None,
-    chat_template: Annotated[bool, typer.Option(help="Render calibration texts as a user's turn.")] = False,
-    samples: Annotated[int | None, typer.Option(help="Calibration rows.")] = None,
-    sequence_length: Annotated[int | None, typer.Option(help="Tokens of a calibration row.")] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Calibration rows at a time.")] = None,
+    calibration: CalibrationSource = None,
+    field: CalibrationField = None,
+    chat_template: ChatTemplate = False,
+    samples: Samples = None,
+    sequence_length: SequenceLength = None,
+    batch_size: BatchSize = None,
     seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 0,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:N, or auto for several GPUs.")] = "cpu",
     stages: Annotated[Path | None, typer.Option(help="Keep finished stages here for other runs.")] = None,
@@ -54,10 +62,10 @@ def quantize(
     from fourfold.plan import QuantizeConfig, default_calibration, plan_quantize
     from fourfold.plugins import Registry, build_plugin_manager
 
-    given_calibration = {
-        "source": calibration, "field": field, "chat_template": chat_template or None, "samples": samples,
-        "sequence_length": sequence_length, "batch_size": batch_size, "seed": seed,
-    }  # fmt: skip
+    rows = given(
+        source=calibration, field=field, chat_template=chat_template or None, samples=samples,
+        sequence_length=sequence_length, batch_size=batch_size, seed=seed,
+    )  # fmt: skip
     given_options = {"algorithm": algorithm, **parse_pairs(option or [])} | ({"stream": True} if stream else {})
     if input_scales is not None:
         given_options["input_scales"] = str(input_scales)
@@ -71,8 +79,7 @@ def quantize(
                 "scheme": scheme, "targets": targets, "include": include or ("*",), "exclude": exclude or (),
                 "kv_cache": kv_cache, "rare_experts": rare_experts, "min_expert_tokens": min_expert_tokens,
             },
-            "calibration": default_calibration(model)
-            | {key: value for key, value in given_calibration.items() if value is not None},
+            "calibration": default_calibration(model) | rows,
             "device": device,
             "seed": seed,
         },

@@ -18,9 +18,9 @@ from fourfold.models.gemma4 import read_gemma4
 from fourfold.nvfp4 import global_scale_from_amax, quantize
 from fourfold.pipeline import write_checkpoint_manifest
 from fourfold.progress import NoProgress
-from fourfold.stages.quantize import package_versions
 from fourfold.targets import resolve_targets
 from fourfold.verify import verify_checkpoint
+from fourfold.versions import package_versions
 
 #: The artifacts every exporter must read.
 RECIPES = {

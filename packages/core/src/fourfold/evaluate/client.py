@@ -62,13 +62,11 @@ def api_base(url: str) -> str:
     return urlunsplit((parts.scheme, parts.netloc, "/".join([*kept, "v1"]), "", ""))
 
 
-def served_models(base: str) -> tuple[str, ...]:
-    """Names the endpoint serves; :class:`EvaluationError` where nothing answers."""
-    return tuple(str(model["id"]) for model in list_models(base))
-
-
 def list_models(base: str) -> tuple[dict[str, Any], ...]:
-    """What the endpoint says of each model: ``id``, and from vLLM ``root`` and ``max_model_len`` too."""
+    """What the endpoint says of each model: ``id``, and from vLLM ``root`` and ``max_model_len`` too.
+
+    :class:`EvaluationError` where nothing answers, or not as an OpenAI endpoint.
+    """
     headers, options = _client_options(base, timeout_s=CONNECT_TIMEOUT_S)
     try:
         with httpx.Client(headers=headers, **options) as client:

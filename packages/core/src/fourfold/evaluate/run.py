@@ -16,11 +16,12 @@ from fourfold.evaluate.folder import write_record
 from fourfold.evaluate.model_run import ModelRun
 from fourfold.evaluate.prepare import PreparedTask, prepare
 from fourfold.evaluate.request import EvalConfig
-from fourfold.evaluate.target import ModelSource, find_source, git_revision, runner_packages, this_machine
+from fourfold.evaluate.target import ModelSource, find_source, git_revision, this_machine
 from fourfold.evaluate.tasks import plan_tasks
 from fourfold.plugins import Registry
 from fourfold.progress import Progress
 from fourfold.results import BASELINE_FOLDER, EVAL_FILE, EvalRecord, ModelRecord, TaskResult
+from fourfold.versions import ASKING, package_versions
 
 
 def evaluate(config: EvalConfig, registry: Registry, progress: Progress) -> EvalRecord:
@@ -60,7 +61,7 @@ def _record(config: EvalConfig, clock: _Clock, model: ModelRecord, results: tupl
     return EvalRecord(
         model=model,
         machine=this_machine(),
-        packages=runner_packages(),
+        packages=package_versions(ASKING),
         git_revision=git_revision(),
         started=clock.started,
         seconds=clock.seconds,

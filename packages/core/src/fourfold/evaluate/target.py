@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
 import platform
 import subprocess
@@ -17,27 +16,23 @@ import httpx
 from fourfold.checkpoint.index import CONFIG_FILE, read_json
 from fourfold.environments import workspace_root
 from fourfold.errors import ConfigError, EvaluationError
-from fourfold.evaluate.client import api_base, is_url, served_models
+from fourfold.evaluate.client import is_url
 from fourfold.hardware import detect
 from fourfold.interfaces.server import Endpoint, Server
 from fourfold.manifest import MANIFEST_FILE, Manifest, sha256_file
 from fourfold.models.resolve import resolve_model
-from fourfold.plugins import Entry, Registry, Role
+from fourfold.plugins import Entry, Registry
 from fourfold.progress import Progress
 from fourfold.results import Machine, ModelRecord
-from fourfold.serving.target import choose_server
-
-#: Packages of this process whose version can change what is asked or computed.
-_RECORDED = ("fourfold", "fourfold-eval", "fourfold-vllm", "httpx", "numpy", "pillow")
+from fourfold.serving.target import attach, choose_server, make_server
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelSource:
-    """A model as it was given, resolved: a ``checkpoint`` folder with its server, or the ``base`` of an endpoint."""
+    """A model as it was given, resolved: a ``checkpoint`` folder with its server, or an ``endpoint`` that runs."""
 
     source: str
-    base: str | None
-    served_model: str | None
+    endpoint: Endpoint | None
     checkpoint: Path | None
     server: Entry | None
     server_options: dict[str, Any]
@@ -45,15 +40,13 @@ class ModelSource:
     @property
     def name(self) -> str:
         """For people."""
-        if self.base is not None:
-            return self.served_model or self.base
-        return Path(self.source).name
+        return self.endpoint.model if self.endpoint is not None else Path(self.source).name
 
     @contextmanager
     def serve(self, registry: Registry, progress: Progress) -> Iterator[Endpoint]:
         """Attach to the endpoint, or own a server while the block runs."""
-        if self.base is not None and self.served_model is not None:
-            yield Endpoint(url=self.base, model=self.served_model, owned=False)
+        if self.endpoint is not None:
+            yield self.endpoint
             return
         server = self.make_server(registry)
         if self.checkpoint is None or server is None:
@@ -66,19 +59,14 @@ class ModelSource:
 
     def make_server(self, registry: Registry) -> Server[Any] | None:
         """The server with its options; None where none is installed for this machine."""
-        if self.server is None:
-            return None
-        options = self.server.options.parse(self.server_options, where=f"server {self.server.name}")
-        made: Server[Any] = registry.load(Role.SERVER, self.server.name)(options)
-        return made
+        return make_server(registry, self.server, self.server_options) if self.server is not None else None
 
     def record(self) -> ModelRecord:
         """What is known without serving it."""
         folder = self.checkpoint
         if folder is None:
-            return ModelRecord(
-                name=self.name, source=self.source, kind="endpoint", url=self.base, served_model=self.served_model
-            )
+            url, served = (self.endpoint.url, self.endpoint.model) if self.endpoint is not None else (None, None)
+            return ModelRecord(name=self.name, source=self.source, kind="endpoint", url=url, served_model=served)
         manifest = folder / MANIFEST_FILE
         return ModelRecord(
             name=self.name,
@@ -109,15 +97,9 @@ def find_source(
     if entry is not None:
         entry.options.parse(server_options or {}, where=f"server {entry.name}")
     if is_url(given):
-        base = api_base(given)
-        names = served_models(base)
-        model = served_model or (names[0] if names else None)
-        if model is None or (served_model and served_model not in names):
-            raise EvaluationError(f"{base}: serves {', '.join(names) or 'no model'}, not {served_model}")
         return ModelSource(
             source=given,
-            base=base,
-            served_model=model,
+            endpoint=attach(given, served_model),
             checkpoint=None,
             server=entry,
             server_options=server_options or {},
@@ -127,8 +109,7 @@ def find_source(
         raise EvaluationError(f"{folder}: no {CONFIG_FILE} there; give a checkpoint folder, a hub id or an address")
     return ModelSource(
         source=given,
-        base=None,
-        served_model=None,
+        endpoint=None,
         checkpoint=folder,
         server=entry,
         server_options=_any_port(entry) | (server_options or {}),
@@ -188,17 +169,6 @@ def _processor() -> str:
     info = Path("/proc/cpuinfo")
     lines = info.read_text(encoding="utf-8").splitlines() if info.is_file() else []
     return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unknown")
-
-
-def runner_packages() -> dict[str, str]:
-    """Versions of what asks and computes, and Python's."""
-    versions = {"python": platform.python_version()}
-    for name in _RECORDED:
-        try:
-            versions[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return versions
 
 
 def git_revision() -> str | None:

@@ -14,8 +14,8 @@ from fourfold.errors import CheckpointError, ConfigError, OutputError
 from fourfold.manifest import MANIFEST_FILE, Manifest, sha256_file
 from fourfold.results import BASELINE_FOLDER, EVAL_FILE, EvalRecord
 from fourfold.sensitivity.report import SensitivityReport, read_sensitivity
-from fourfold.stages.quantize import package_versions
 from fourfold.study.results import RESULTS_FILE, StudyResults
+from fourfold.versions import package_versions
 
 SCHEMA_VERSION: Final = 1
 #: How many folders deep below the given one files are looked for.

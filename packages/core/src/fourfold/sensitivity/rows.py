@@ -11,7 +11,7 @@ from fourfold.config import Scheme
 from fourfold.models.gemma4 import Gemma4Moe, ModuleKind
 from fourfold.sensitivity.report import ALL_ROLES, GroupRow, LinearRow, RoleRow, SensitivityReport
 from fourfold.sensitivity.weights import CheckpointWeights, WeightSource
-from fourfold.stages.quantize import package_versions
+from fourfold.versions import package_versions
 
 if TYPE_CHECKING:
     from fourfold.calibration import TokenSet

@@ -56,11 +56,11 @@ def find_target(
         endpoint = replace(endpoint, root=tokenizer or endpoint.root)
         if options:
             raise ConfigError(f"{given}: is running already; {', '.join(sorted(options))} cannot be changed")
-        return Target(given, _make(registry, entry, {}), None, endpoint)
+        return Target(given, make_server(registry, entry, {}), None, endpoint)
     checkpoint = resolve_model(given)
     if given == "demo":
         options.setdefault("served_model_name", "demo")
-    return Target(given, _make(registry, entry, options), checkpoint, None)
+    return Target(given, make_server(registry, entry, options), checkpoint, None)
 
 
 def temporary_options(
@@ -73,7 +73,8 @@ def temporary_options(
     return {"port": 0, **({"max_num_seqs": streams} if streams else {}), **named, **options}
 
 
-def _make(registry: Registry, entry: Entry, options: dict[str, Any]) -> Server[Any]:
+def make_server(registry: Registry, entry: Entry, options: dict[str, Any]) -> Server[Any]:
+    """The entry's server, its options checked."""
     parsed = entry.options.parse(options, where=f"server {entry.name}")
     made: Server[Any] = registry.load(Role.SERVER, entry.name)(parsed)
     return made

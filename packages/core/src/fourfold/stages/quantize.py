@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
-import platform
 from typing import cast
 
 from fourfold.artifact import ArtifactWriter
@@ -16,12 +14,7 @@ from fourfold.plugins import Registry, Role
 from fourfold.progress import Progress
 from fourfold.stages.request import QuantizeRequest
 from fourfold.targets import resolve_targets
-
-#: Packages whose version can change a result.
-_RECORDED = (
-    "accelerate", "auto-round", "compressed-tensors", "fourfold", "llmcompressor", "nvidia-modelopt", "safetensors",
-    "tokenizers", "torch", "transformers",
-)  # fmt: skip
+from fourfold.versions import package_versions
 
 
 def run_quantize(request: QuantizeRequest, registry: Registry, progress: Progress) -> Manifest:
@@ -78,14 +71,3 @@ def _calibration_record(tokens: TokenSet | None) -> dict[str, object] | None:
         tokens_sha256=record.tokens_sha256,
         num_tokens=record.num_tokens,
     ).model_dump(mode="json")
-
-
-def package_versions() -> dict[str, str]:
-    """Versions of the installed packages that can change a result, and Python's."""
-    versions = {"python": platform.python_version()}
-    for name in _RECORDED:
-        try:
-            versions[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return versions

@@ -17,9 +17,9 @@ from typing import Any, Self
 from fourfold.errors import ConfigError, MissingEnvironmentError, OutputError, StageError
 from fourfold.plugins import Registry, build_plugin_manager
 from fourfold.progress import NoProgress, Progress
-from fourfold.stages.quantize import package_versions
 from fourfold.study.jobs import Job, Outcome
 from fourfold.study.perform import failed_before, perform
+from fourfold.versions import package_versions
 
 #: How often Ray starts a job again that was lost with its node.
 _MAX_RETRIES = 5

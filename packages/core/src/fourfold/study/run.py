@@ -17,7 +17,6 @@ from fourfold.manifest import MANIFEST_FILE, Manifest, sha256_file, sha256_files
 from fourfold.pipeline import StageTime, hash_source
 from fourfold.plugins import Registry
 from fourfold.progress import Progress
-from fourfold.stages.quantize import package_versions
 from fourfold.study.cells import Cell
 from fourfold.study.evaluation import (
     BASELINE,
@@ -33,6 +32,7 @@ from fourfold.study.pairs import compare_pairs
 from fourfold.study.plan import StudyPlan, prepare
 from fourfold.study.results import CellResult, EvaluationResult, StudyResults, read_results
 from fourfold.study.schedule import Schedule
+from fourfold.versions import package_versions
 
 LOCK_FILE = ".lock"
 

@@ -22,6 +22,7 @@ from fourfold.verify.fit import MAX_TENSOR_ERROR
 if TYPE_CHECKING:
     import torch
 
+    from fourfold.verify.fit import Fit
     from fourfold.verify.module import ModuleView
     from fourfold.verify.rule import Look
 
@@ -89,14 +90,27 @@ def _rows(module: ModuleView, rows: tuple[int, ...]) -> _Rows | None:
     return _Rows(codes, source[at].to(torch.float32).reshape(blocks), steps, float(weight.global_scale))
 
 
-def single_codes_sound(look: Look, module: ModuleView) -> None:
-    """In rows where nearly every code is the nearest, all are."""
+def _fit(look: Look, module: ModuleView) -> Fit | None:
+    """How the module fits its source, counted as looked at; None where there is no source, or nothing like it."""
     fit = module.fit
     if fit is None or fit.error > MAX_TENSOR_ERROR:
-        return
+        return None
     look.count()
-    if (rows := _rows(module, fit.wide_rows)) is None:
+    return fit
+
+
+def _wide_rows(look: Look, module: ModuleView) -> tuple[Fit, _Rows] | None:
+    """The fit and the rows with a block over the bound of rounding; None where there are none."""
+    if (fit := _fit(look, module)) is None or (rows := _rows(module, fit.wide_rows)) is None:
+        return None
+    return fit, rows
+
+
+def single_codes_sound(look: Look, module: ModuleView) -> None:
+    """In rows where nearly every code is the nearest, all are."""
+    if (looked := _wide_rows(look, module)) is None:
         return
+    fit, rows = looked
     stray = rows.stray(rows.steps)
     number = stray.flatten(1).sum(1)
     limit = max(_FEW_CODES, int(_MAX_STRAY_SHARE * stray[0].numel()))
@@ -122,12 +136,9 @@ def rows_are_their_own(look: Look, module: ModuleView) -> None:
     """No row holds something else than the source's."""
     import torch
 
-    fit = module.fit
-    if fit is None or fit.error > MAX_TENSOR_ERROR:
+    if (looked := _wide_rows(look, module)) is None:
         return
-    look.count()
-    if (rows := _rows(module, fit.wide_rows)) is None:
-        return
+    fit, rows = looked
     decoded = (decode_e2m1(rows.codes) * rows.steps.unsqueeze(-1)).flatten(1)
     alike = torch.nn.functional.cosine_similarity(decoded, rows.values.flatten(1), dim=1)
     hit = (alike < _MIN_ROW_CORRELATION).nonzero().flatten()
@@ -149,12 +160,9 @@ def _sample(module: ModuleView, without: tuple[int, ...]) -> tuple[int, ...]:
 
 def rows_have_their_scales(look: Look, module: ModuleView) -> None:
     """No row's codes were rounded under other block scales than those they stand beside."""
-    fit = module.fit
-    if fit is None or fit.error > MAX_TENSOR_ERROR:
+    if (looked := _wide_rows(look, module)) is None:
         return
-    look.count()
-    if (rows := _rows(module, fit.wide_rows)) is None:
-        return
+    fit, rows = looked
     own = rows.own_steps()
     stray, left = (rows.stray(steps).flatten(1).float().mean(1) for steps in (rows.steps, own))
     other = (own != rows.steps).float().mean(1) > 0
@@ -173,11 +181,8 @@ def rows_have_their_scales(look: Look, module: ModuleView) -> None:
 
 def global_scale_of_codes(look: Look, module: ModuleView) -> None:
     """Codes and block scales were rounded under this global scale, not under one a few per cent off."""
-    fit = module.fit
-    if fit is None or fit.error > MAX_TENSOR_ERROR:
-        return
-    look.count()
-    if abs(fit.factor - 1) <= _MAX_STRETCH:
+    fit = _fit(look, module)
+    if fit is None or abs(fit.factor - 1) <= _MAX_STRETCH:
         return
     if (rows := _rows(module, tuple(range(min(64, module.weight.packed_weight.shape[0]))))) is None:
         return

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import importlib.metadata
 import tempfile
+from abc import abstractmethod
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
@@ -47,11 +48,9 @@ class _HarnessBenchmark(PromptBenchmark[OptionsT]):
         details = {"label": self.label, "data": describe_files(files) or "hub"}
         return scores_of(results, self.names, self.label, details, versions)
 
-    @contextmanager
-    def _opened(self, job: BenchmarkJob) -> Iterator[tuple[str, Any, dict[str, Path]]]:
+    @abstractmethod
+    def _opened(self, job: BenchmarkJob) -> AbstractContextManager[tuple[str, Any, dict[str, Path]]]:
         """(the task's name or file, a task manager that knows it, its local data files)."""
-        raise NotImplementedError
-        yield
 
     def _check(self, recorder: Recorder) -> None:
         """Refuse what could not be scored later."""

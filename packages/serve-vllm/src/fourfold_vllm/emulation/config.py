@@ -49,7 +49,7 @@ class _Emulated:
 class EmulatedModelOptNvFp4Config(_Emulated, ModelOptNvFp4Config):
     """All quantized layers are NVFP4."""
 
-    def FusedMoEMethodCls(self, quant_config: Any, moe_config: Any) -> EmulatedModelOptNvFp4FusedMoE:  # noqa: N802
+    def FusedMoEMethodCls(self, quant_config: Any, moe_config: Any) -> EmulatedModelOptNvFp4FusedMoE:  # noqa: N802 - vLLM's name
         """Called by vLLM as if it were a class."""
         return EmulatedModelOptNvFp4FusedMoE(quant_config, moe_config, self.settings)
 

@@ -9,6 +9,7 @@ is the largest of gate and up, or of the layer's experts under ``FOURFOLD_INPUT_
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from typing import Any
 
 import torch
@@ -97,9 +98,9 @@ class _EmulatedExperts(FusedMoEMethodBase):
             )
             setattr(self, name, projection)
 
+    @abstractmethod
     def take(self, layer: Any, name: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
         """Remove from ``layer``: packed, block scale, global and input scale (they multiply)."""
-        raise NotImplementedError
 
     def get_fused_moe_quant_config(self, layer: Any) -> None:
         """None: no kernel of vLLM's is used."""

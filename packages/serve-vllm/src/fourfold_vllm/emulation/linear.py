@@ -28,12 +28,12 @@ class EmulatedNvFp4LinearKernel(NvFp4LinearKernel):
         self.settings = settings
 
     @classmethod
-    def is_supported(cls, compute_capability: int | None = None) -> tuple[bool, str | None]:  # noqa: ARG003
+    def is_supported(cls, compute_capability: int | None = None) -> tuple[bool, str | None]:  # noqa: ARG003 - vLLM's signature
         """Everywhere: plain torch."""
         return True, None
 
     @classmethod
-    def can_implement(cls, config: NvFp4LinearLayerConfig) -> tuple[bool, str | None]:  # noqa: ARG003
+    def can_implement(cls, config: NvFp4LinearLayerConfig) -> tuple[bool, str | None]:  # noqa: ARG003 - vLLM's signature
         """Every NVFP4 linear."""
         return True, None
 

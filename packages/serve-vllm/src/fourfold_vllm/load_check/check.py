@@ -94,7 +94,7 @@ def _model(checkpoint: Path, findings: list[LoadFinding]) -> Iterator[tuple[Any,
             ensure_model_parallel_initialized(1, 1)
             with set_default_torch_dtype(config.model_config.dtype), device:
                 model = initialize_model(config)
-    except Exception as error:  # noqa: BLE001
+    except Exception as error:  # noqa: BLE001 - whatever vLLM raises of a checkpoint is a finding
         _refuse(findings, str(checkpoint), error)
         yield None
         return
@@ -128,7 +128,7 @@ def _load(built: tuple[Any, Any], keys: tuple[str, ...], findings: list[LoadFind
     try:
         with trace:
             model.load_weights(trace.follow(counted()))
-    except Exception as error:  # noqa: BLE001
+    except Exception as error:  # noqa: BLE001 - the same
         _refuse(findings, trace.last_key, error)
     return trace, tensors
 
