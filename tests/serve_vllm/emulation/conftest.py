@@ -64,6 +64,12 @@ def experts_only(quantized) -> Path:
 
 
 @pytest.fixture(scope="session")
+def experts_only_ct(quantized) -> Path:
+    """The same in the other layout: vLLM takes q, k and v for one linear, also where a layer has no v of its own."""
+    return quantized("experts-only-ct", *CALIBRATION, "--targets", "experts-only", "--layout", "compressed-tensors")
+
+
+@pytest.fixture(scope="session")
 def text_only(modelopt_layout, tmp_path_factory) -> Path:
     """The language model alone, as ``Gemma4ForCausalLM`` stores it: other names, no tower, its own configuration."""
     folder = tmp_path_factory.mktemp("text-only") / "checkpoint"
@@ -140,6 +146,7 @@ def engines(
             "environment": {"FOURFOLD_ACTIVATIONS": "none"},
         },
         {"name": "ct", "model": ct},
+        {"name": "ct compiled", "model": ct, "eager": False},
         {"name": "ct ignored", "model": ct, "environment": {"FOURFOLD_INPUT_SCALE": "ignored"}},
         {"name": "text-only", "model": str(text_only)},
         {"name": "weight-only", "model": str(weight_only)},

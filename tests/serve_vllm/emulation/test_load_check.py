@@ -149,12 +149,18 @@ def plant(source: Path, destination: Path, edit: Edit) -> Path:
 
 @pytest.fixture(scope="session")
 def reports(
-    modelopt_layout, compressed_tensors_layout, weight_only, experts_only, vllm_python, tmp_path_factory
+    modelopt_layout,
+    compressed_tensors_layout,
+    weight_only,
+    experts_only,
+    experts_only_ct,
+    vllm_python,
+    tmp_path_factory,
 ) -> dict[str, LoadReport]:
     """All load checks in one process: most of a single one's time is the import of vLLM."""
     folder = tmp_path_factory.mktemp("traps")
     sources = {"modelopt": modelopt_layout, "ct": compressed_tensors_layout}
-    folders = sources | {"weight-only": weight_only, "experts-only": experts_only}
+    folders = sources | {"weight-only": weight_only, "experts-only": experts_only, "experts-only ct": experts_only_ct}
     for number, (trap, (layout, edit, *_)) in enumerate(TRAPS.items()):
         folders[trap] = plant(sources[layout], folder / str(number), edit)
     out, log = folder / "reports.json", folder / "log"
@@ -177,7 +183,7 @@ def test_trap_is_named(trap, reports):
     assert set(report.num_findings) <= {rule, LoadRule.UNUSABLE, LoadRule.INPUT_SCALE}
 
 
-@pytest.mark.parametrize("name", ["modelopt", "ct", "weight-only", "experts-only"])
+@pytest.mark.parametrize("name", ["modelopt", "ct", "weight-only", "experts-only", "experts-only ct"])
 def test_sound_checkpoints_pass(name, reports):
     report = reports[name]
     assert report.ok and not report.findings

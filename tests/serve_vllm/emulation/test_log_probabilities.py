@@ -48,6 +48,7 @@ W4A4 = {
     "modelopt compiled": ("modelopt_layout", "merged"),
     "modelopt per-expert": ("modelopt_layout", "per-expert"),
     "ct": ("compressed_tensors_layout", "merged"),
+    "ct compiled": ("compressed_tensors_layout", "merged"),
     "experts-only": ("experts_only", "merged"),
 }
 W4A16 = {
