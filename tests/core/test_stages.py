@@ -9,7 +9,9 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -92,6 +94,25 @@ def test_a_finished_stage_is_found_and_a_damaged_one_is_not(tmp_path):
     (final / "data").write_text("tampered")
     assert store.find("work", {"a": 1}) is None
     assert not final.exists()
+
+
+def test_two_runs_of_one_stage_make_it_once(tmp_path):
+    waited, made = threading.Event(), []
+
+    def run() -> None:
+        store = StageStore(tmp_path)
+        with store.alone("work", {"a": 1}, waited.set):
+            if store.find("work", {"a": 1}) is None:
+                with store.create("work", {"a": 1}) as (partial, _):
+                    if not made:
+                        assert waited.wait(20), "the second run did not wait"
+                    (partial / "data").write_text("result")
+                made.append(1)
+
+    with ThreadPoolExecutor(2) as pool:
+        for done in [pool.submit(run), pool.submit(run)]:
+            done.result()
+    assert made == [1]
 
 
 def test_a_failed_block_leaves_nothing(tmp_path):

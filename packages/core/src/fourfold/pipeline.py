@@ -130,12 +130,17 @@ class Pipeline:
 
     def _stage(self, name: str, identity: Mapping[str, object], work: Callable[[Path], None]) -> Path:
         start = time.monotonic()
-        folder = self._store.find(name, identity)
-        reused = folder is not None
-        if folder is None:
-            with self._store.create(name, identity) as (partial, final):
-                work(partial)
-            folder = final
+
+        def waits() -> None:
+            self._progress.note(f"another run makes the same {name} stage; waiting for it")
+
+        with self._store.alone(name, identity, waits):
+            folder = self._store.find(name, identity)
+            reused = folder is not None
+            if folder is None:
+                with self._store.create(name, identity) as (partial, final):
+                    work(partial)
+                folder = final
         self._times.append(StageTime(name=name, seconds=time.monotonic() - start, reused=reused))
         return folder
 

@@ -6,10 +6,11 @@ every file, written last and renamed into place with the folder. What was interr
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -26,6 +27,26 @@ class StageStore:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+
+    @contextmanager
+    def alone(self, name: str, identity: Mapping[str, object], waits: Callable[[], None]) -> Iterator[None]:
+        """Hold a stage for this process. Another run of the very same one calls ``waits``, waits, then can find it.
+
+        The system lets go of a killed process's hold.
+        """
+        lock = self._folder(name, identity).with_suffix(".lock")
+        try:
+            lock.parent.mkdir(parents=True, exist_ok=True)
+            stream = lock.open("a")
+        except OSError as error:
+            raise explain_os_error(error, lock.parent) from error
+        with stream:
+            try:
+                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                waits()
+                fcntl.flock(stream, fcntl.LOCK_EX)
+            yield
 
     def find(self, name: str, identity: Mapping[str, object]) -> Path | None:
         """The finished stage's folder if its files are still what they were; a damaged one is removed."""
@@ -50,10 +71,6 @@ class StageStore:
     def create(self, name: str, identity: Mapping[str, object]) -> Iterator[tuple[Path, Path]]:
         """Yield the temporary folder to fill and the folder it becomes."""
         final = self._folder(name, identity)
-        try:
-            final.parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise explain_os_error(error, final.parent) from error
         with atomic_folder(final) as partial:
             yield partial, final
             files = {str(p.relative_to(partial)): sha256_file(p) for p in sorted(partial.rglob("*")) if p.is_file()}
