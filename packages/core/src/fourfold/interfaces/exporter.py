@@ -13,6 +13,7 @@ A whole minimal plugin::
         def export(self, artifact, destination, progress):
             from fourfold.checkpoint.layouts import MODELOPT  # imports torch, which registering must not
             from fourfold.export import write_checkpoint
+            from fourfold.models.gemma4 import values_read_from_keys
 
             recipe = artifact.manifest.recipe
             four_bit = {"num_bits": 4, "type": "float", "group_size": 16, "dynamic": False}
@@ -21,7 +22,8 @@ A whole minimal plugin::
                 group["input_activations"] = four_bit
             matrices = [name for name in artifact.kept() if name.endswith((".weight", ".experts.down_proj"))]
             matrices = [name for name in matrices if len(artifact.tensors.entry(name).shape) > 1]
-            ignore = ["lm_head", *sorted(name.rpartition(".")[0] for name in matrices)]
+            linears = {"lm_head", *(name.rpartition(".")[0] for name in matrices)}
+            ignore = sorted(linears | values_read_from_keys(linears))
             producer = {"name": "my_plugin", "version": "1.0.0"}
             facts = {
                 "quant_method": "modelopt", "quant_algo": ALGORITHMS[recipe.scheme], "ignore": ignore,
