@@ -1,10 +1,10 @@
-"""A Gemma 4 in two parts: the *front*, which makes a batch's embeddings, masks and rotary tables, and decoder
-layers, each without weights until they are read.
+"""A Gemma 4 in two parts: the *front*, which makes a batch's embeddings, masks and rotary tables and in the end its
+logits, and decoder layers, each without weights until they are read.
 
 All modules are Transformers' own and are called as its text model calls them, so hidden states are those of the whole
 model to the last bit, whether layers stay or come and go.
 
-Shape letters: B rows, T tokens, H hidden.
+Shape letters: B rows, T tokens, H hidden, V vocabulary.
 """
 
 from __future__ import annotations
@@ -32,18 +32,19 @@ _MEDIA_ARGUMENTS = ("pixel_values", "image_position_ids", "pixel_values_videos",
 
 
 class _Recorder(nn.Module):
-    """Stands where a decoder layer stood and keeps what it is called with."""
+    """Stands where a decoder layer stood, keeps what it is called with, and answers ``output`` or its input."""
 
     def __init__(self, layer_type: str) -> None:
         super().__init__()
         self.layer_type = layer_type
         self.arguments: dict[str, Any] = {}
         self.hidden: torch.Tensor | None = None
+        self.output: torch.Tensor | None = None
 
     def forward(self, hidden_states: torch.Tensor, *_: object, **arguments: Any) -> torch.Tensor:
         """Keep and pass on."""
         self.hidden, self.arguments = hidden_states, arguments
-        return hidden_states
+        return hidden_states if self.output is None else self.output
 
 
 class LayerwiseModel:
@@ -57,17 +58,20 @@ class LayerwiseModel:
         device: str,
         attention: str,
         *,
+        dtype: torch.dtype = torch.bfloat16,
         fuse: bool = False,
     ) -> None:
         """``tensors`` are all names in the folder; ``attention`` is a Transformers attention implementation.
 
+        ``dtype`` is what is computed in; constants stay those of the stored model (the embedding's scale is a BF16
+        number, 55.5 for a width of 3072), since that is what a server multiplies with.
         ``fuse`` compiles norms and the elementwise part of experts, whose passes over memory take more time than the
         products; sums are then taken in another order, which can move a last bit.
         """
         from transformers import AutoConfig
 
         experts.register()
-        self.device = torch.device(device)
+        self.device, self._dtype = torch.device(device), dtype
         self._reader, self._tensors = reader, tensors
         self._config = AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
         self._raw_config = read_json(path / CONFIG_FILE)
@@ -92,7 +96,7 @@ class LayerwiseModel:
                 # One more shape than torch compiles of a function, the smallest, is left as it is.
                 if type(module).__name__.endswith("RMSNorm") and not name.endswith("v_norm"):
                     module.compile(dynamic=False)
-        self._front: nn.Module | None = None
+        self._front: Any = None
         self._front_has_media = False
         self._recorders: list[_Recorder] = []
         self._plain: dict[tuple[int, int], dict[str, dict[str, Any]]] = {}
@@ -107,7 +111,7 @@ class LayerwiseModel:
         layer: nn.Module = self.layers[index]
         tensors = self.read_layer(index) if tensors is None else tensors
         missing, unexpected = layer.load_state_dict(
-            {name: tensor.to(self.device) for name, tensor in tensors.items()}, strict=False, assign=True
+            {name: tensor.to(self.device, self._dtype) for name, tensor in tensors.items()}, strict=False, assign=True
         )
         if missing or unexpected:
             raise ModelError(f"layer {index}: {[*missing, *unexpected][0]} is missing from the checkpoint, or strange")
@@ -133,6 +137,17 @@ class LayerwiseModel:
         assert self._recorders[0].hidden is not None  # the front has just been run
         return self._recorders[0].hidden
 
+    def logits(self, batch: Mapping[str, torch.Tensor], hidden: torch.Tensor) -> torch.Tensor:
+        """float32 [B, T, V] of the last layer's output ``hidden`` [B, T, H], through norm, head and soft cap."""
+        self._front_for(batch)
+        last = self._recorders[-1]
+        last.output = hidden
+        try:
+            logits: torch.Tensor = self._front(**self._on_device(batch), use_cache=False).logits
+        finally:
+            last.output = None
+        return logits.float()
+
     def layer_arguments(self, batch: Mapping[str, torch.Tensor], index: int) -> dict[str, Any]:
         """What layer ``index`` is called with beside hidden states: masks, positions, rotary tables.
 
@@ -151,9 +166,17 @@ class LayerwiseModel:
         return _fresh(self._plain[key][self.layer_types[index]])
 
     def _run_front(self, batch: Mapping[str, torch.Tensor]) -> None:
-        if self._front is None or (not self._front_has_media and any(n in batch for n in _MEDIA_ARGUMENTS)):
-            self._front = self._make_front(media=any(name in batch for name in _MEDIA_ARGUMENTS))
-        self._front(**{name: value.to(self.device) for name, value in batch.items()}, use_cache=False)
+        self._front_for(batch)
+        self._front.base_model(**self._on_device(batch), use_cache=False)
+
+    def _front_for(self, batch: Mapping[str, torch.Tensor]) -> None:
+        """Make the front, or make it anew for the first batch with media."""
+        media = any(name in batch for name in _MEDIA_ARGUMENTS)
+        if self._front is None or (media and not self._front_has_media):
+            self._front = self._make_front(media=media)
+
+    def _on_device(self, batch: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        return {name: value.to(self.device) for name, value in batch.items()}
 
     def _make_front(self, *, media: bool) -> nn.Module:
         """The model with one recorder a kind of layer in place of its layers.
@@ -184,7 +207,7 @@ class LayerwiseModel:
         self._recorders = [_Recorder(layer_type) for layer_type in dict.fromkeys(self.layer_types)]
         model.get_decoder().layers = nn.ModuleList(self._recorders)
         self._front_has_media = media
-        return model.base_model.to(self.device).eval().requires_grad_(False)  # type: ignore[no-any-return]
+        return model.to(self.device, self._dtype).eval().requires_grad_(False)  # type: ignore[no-any-return]
 
 
 def _small_config(raw: Mapping[str, Any], kind: Any, layer_types: tuple[str, ...], *, media: bool) -> Any:

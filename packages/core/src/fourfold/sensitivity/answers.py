@@ -61,10 +61,10 @@ def measure_answers(
     for number, batch in enumerate(tokens.batches()):
         for row in range(len(batch.input_ids)):
             part = slice(row, row + 1)
-            ids = batch.input_ids[part]
-            teacher = model.logits(ids, streams[TEACHER].hidden[number][part])[0]
+            rows = model.rows(batch.input_ids[part])
+            teacher = model.logits(rows, streams[TEACHER].hidden[number][part])[0]
             for choice, answer in answers.items():
-                _compare(teacher, model.logits(ids, streams[choice].hidden[number][part])[0], answer)
+                _compare(teacher, model.logits(rows, streams[choice].hidden[number][part])[0], answer)
             progress.advance()
     return answers
 

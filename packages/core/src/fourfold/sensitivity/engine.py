@@ -7,9 +7,10 @@ side, so weights are read once however many choices are compared.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
+from functools import partial
 from typing import TYPE_CHECKING, Literal
 
 from fourfold.calibration import CalibrationSpec, build_token_set
@@ -28,9 +29,11 @@ if TYPE_CHECKING:
     from fourfold.calibration import TokenSet
     from fourfold.progress import Progress
     from fourfold.sensitivity.layer import QuantizableLayer
-    from fourfold.sensitivity.textmodel import Call, TextModel
+    from fourfold.sensitivity.textmodel import TextModel
     from fourfold.sensitivity.weights import WeightSource
 
+#: A layer of one batch: hidden states [B, T, H] to hidden states.
+Call = Callable[["torch.Tensor"], "torch.Tensor"]
 #: Layer and role; None for either means all of them.
 Choice = tuple[int | None, ModuleKind | None]
 
@@ -128,7 +131,7 @@ def measure_sensitivity(config: SensitivityConfig, progress: Progress) -> Sensit
     tokens = build_token_set(config.calibration, source.path, progress)
     if tokens.has_padding:
         raise ConfigError("calibration.packing: padding would enter every sum; use concatenate")
-    model = TextModel(source, _prefix(gemma), device=torch.device(config.device), dtype=getattr(torch, config.dtype))
+    model = TextModel(source, device=config.device, dtype=getattr(torch, config.dtype))
     with torch.no_grad():
         findings = _Run(config, scheme, weights, model, tokens, progress).run(_prefix(gemma))
         answers = measure_answers(model, tokens, findings.streams, progress)
@@ -175,8 +178,8 @@ class _Run:
         """Every layer in turn; the streams that are left are at the last layer's output."""
         from fourfold.sensitivity.layer import QuantizableLayer
 
-        embedded = [self._model.embed(batch.input_ids) for batch in self._tokens.batches()]
-        teacher = [hidden for hidden, _ in embedded]
+        batches = [self._model.rows(batch.input_ids) for batch in self._tokens.batches()]
+        teacher = [self._model.embed(rows) for rows in batches]
         findings = Findings()
         self._progress.begin("layers", total=self._model.num_layers, unit="layer")
         for index in range(self._model.num_layers):
@@ -184,7 +187,7 @@ class _Run:
             layer = QuantizableLayer(
                 self._model.take_layer(index), f"{prefix}layers.{index}.", self._weights.decode(targets)
             )
-            calls = [calls[index] for _, calls in embedded]
+            calls = [partial(rows.through, index, layer.module) for rows in batches]
             teacher = self._pass_layer(index, layer, calls, teacher, findings)
             self._progress.advance()
         if self._divergence is not Divergence.NONE:
@@ -192,22 +195,27 @@ class _Run:
         return findings
 
     def _pass_layer(
-        self, index: int, layer: QuantizableLayer, calls: list[Call], teacher: list[torch.Tensor], findings: Findings
+        self,
+        index: int,
+        layer: QuantizableLayer,
+        calls: Sequence[Call],
+        teacher: list[torch.Tensor],
+        findings: Findings,
     ) -> list[torch.Tensor]:
         """The teacher's hidden states behind the layer; every other stream is moved on in place."""
         if layer.needs_scales:
             with layer.observing():
                 for call, hidden in zip(calls, teacher, strict=True):
-                    call(layer.module, hidden)
+                    call(hidden)
         with layer.measuring():
-            after = [call(layer.module, hidden) for call, hidden in zip(calls, teacher, strict=True)]
+            after = [call(hidden) for call, hidden in zip(calls, teacher, strict=True)]
         for choice in self._choices_from(layer):
             if choice not in findings.streams:
                 findings.streams[choice] = Stream(choice, list(teacher))
         for stream in findings.streams.values():
             with layer.quantized(stream.chooses, self._scheme):
                 for number, call in enumerate(calls):
-                    stream.hidden[number] = call(layer.module, stream.hidden[number])
+                    stream.hidden[number] = call(stream.hidden[number])
         findings.layers.append(self._finding(index, layer, calls, teacher, after, findings))
         return after
 
@@ -225,7 +233,7 @@ class _Run:
         self,
         index: int,
         layer: QuantizableLayer,
-        calls: list[Call],
+        calls: Sequence[Call],
         before: list[torch.Tensor],
         after: list[torch.Tensor],
         findings: Findings,
@@ -252,9 +260,9 @@ class _Run:
         return LayerFinding(index, linears, errors)
 
     def _behind(
-        self, layer: QuantizableLayer, kind: ModuleKind, calls: list[Call], before: list[torch.Tensor]
+        self, layer: QuantizableLayer, kind: ModuleKind, calls: Sequence[Call], before: list[torch.Tensor]
     ) -> Iterator[torch.Tensor]:
         """The layer's outputs with one role in NVFP4, a batch at a time."""
         with layer.quantized(lambda module: module.kind is kind, self._scheme):
             for call, hidden in zip(calls, before, strict=True):
-                yield call(layer.module, hidden)
+                yield call(hidden)
