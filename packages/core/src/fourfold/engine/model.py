@@ -71,7 +71,9 @@ class LayerwiseModel:
         from transformers import AutoConfig
 
         experts.register()
-        self.device, self._dtype = torch.device(device), dtype
+        self.device = torch.device(device)
+        # As it is stored, a model keeps its float32 buffers (rotary frequencies).
+        self._place: dict[str, Any] = {"device": self.device} | ({} if dtype is torch.bfloat16 else {"dtype": dtype})
         self._reader, self._tensors = reader, tensors
         self._config = AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
         self._raw_config = read_json(path / CONFIG_FILE)
@@ -111,7 +113,7 @@ class LayerwiseModel:
         layer: nn.Module = self.layers[index]
         tensors = self.read_layer(index) if tensors is None else tensors
         missing, unexpected = layer.load_state_dict(
-            {name: tensor.to(self.device, self._dtype) for name, tensor in tensors.items()}, strict=False, assign=True
+            {name: tensor.to(**self._place) for name, tensor in tensors.items()}, strict=False, assign=True
         )
         if missing or unexpected:
             raise ModelError(f"layer {index}: {[*missing, *unexpected][0]} is missing from the checkpoint, or strange")
@@ -207,7 +209,7 @@ class LayerwiseModel:
         self._recorders = [_Recorder(layer_type) for layer_type in dict.fromkeys(self.layer_types)]
         model.get_decoder().layers = nn.ModuleList(self._recorders)
         self._front_has_media = media
-        return model.to(self.device, self._dtype).eval().requires_grad_(False)  # type: ignore[no-any-return]
+        return model.to(**self._place).eval().requires_grad_(False)  # type: ignore[no-any-return]
 
 
 def _small_config(raw: Mapping[str, Any], kind: Any, layer_types: tuple[str, ...], *, media: bool) -> Any:
