@@ -1,4 +1,7 @@
-"""The suite against what ships: the built-in backends, and both exporters, which need no toolchain."""
+"""The suite against what ships: the built-in backends, and both exporters, which need no toolchain.
+
+The classes inherit their tests; that each of these can fail is shown by ``test_faults.py``.
+"""
 
 from __future__ import annotations
 
