@@ -17,6 +17,8 @@ from integration.cut_demo import cut_demo
 
 from .conftest import CELLS, MakeStudy, read
 
+# Ray reads this when it is imported: under `uv run` it would upload the workspace and wrap every worker in `uv run`.
+os.environ["RAY_ENABLE_UV_RUN_RUNTIME_ENV"] = "0"
 ray = pytest.importorskip("ray", reason="ray is not installed")
 from fourfold.study.cluster import RayExecutor  # noqa: E402 - after the skip
 
@@ -41,7 +43,7 @@ def cluster() -> Iterator[object]:
     from ray.cluster_utils import Cluster
 
     # Ray's workers give way to everything else by default, which on a busy machine takes minutes.
-    os.environ |= {"RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0", "RAY_worker_niceness": "0"}
+    os.environ |= {"RAY_worker_niceness": "0"}
     # A lost node is noticed in seconds instead of most of a minute.
     os.environ |= {f"RAY_health_check_{what}": value for what, value in HEALTH_CHECK.items()}
     node = {"num_cpus": 1, "memory": 4 * 1024**3, "object_store_memory": 100 * 1024**2}

@@ -87,6 +87,21 @@ def text_only(modelopt_layout, tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def float32_tower(weight_only, tmp_path_factory) -> Path:
+    """The W4A16 checkpoint with ``vision_config.dtype`` float32.
+
+    vLLM makes the tower by Transformers' ``from_config``, which takes the dtype of the config and not the one asked
+    for: stated as BF16, norms and position embeddings of the tower compute in BF16 in a float32 engine.
+    """
+    folder = tmp_path_factory.mktemp("float32-tower") / "checkpoint"
+    shutil.copytree(weight_only, folder)
+    config = json.loads((folder / "config.json").read_text())
+    config["vision_config"]["dtype"] = "float32"
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+@pytest.fixture(scope="session")
 def processor():
     from transformers import AutoProcessor
 
@@ -124,6 +139,7 @@ def engines(
     modelopt_layout,
     compressed_tensors_layout,
     weight_only,
+    float32_tower,
     experts_only,
     text_only,
     texts,
@@ -150,7 +166,7 @@ def engines(
         {"name": "ct ignored", "model": ct, "environment": {"FOURFOLD_INPUT_SCALE": "ignored"}},
         {"name": "text-only", "model": str(text_only)},
         {"name": "weight-only", "model": str(weight_only)},
-        {"name": "pictures", "model": str(weight_only), "images": asked},
+        {"name": "pictures", "model": str(float32_tower), "images": asked},
         {"name": "experts-only", "model": str(experts_only)},
     ]
     folder = tmp_path_factory.mktemp("engines")

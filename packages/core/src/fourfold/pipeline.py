@@ -22,7 +22,7 @@ from fourfold.plan import QuantizePlan, require_output
 from fourfold.plugins import Registry, Role
 from fourfold.progress import Progress
 from fourfold.stages.process import run_in_process
-from fourfold.stages.request import QuantizeRequest
+from fourfold.stages.request import QuantizeRequest, num_threads
 from fourfold.stages.store import StageStore
 from fourfold.stages.unverified import UnverifiedNote
 from fourfold.verify import VerifyReport, verify_checkpoint
@@ -62,6 +62,7 @@ class Pipeline:
     """Runs one plan. ``stages`` keeps finished stages for other runs; without it they go when the run has ended well.
 
     ``source_files`` are the model's hashes where the caller has them already; the model is then not read for them.
+    ``threads`` are the quantize stage's; without it, as many as torch takes here.
     """
 
     def __init__(
@@ -73,12 +74,13 @@ class Pipeline:
         output: Path,
         stages: Path | None = None,
         source_files: dict[str, str] | None = None,
+        threads: int | None = None,
     ) -> None:
         self._plan, self._registry, self._progress = plan, registry, progress
         self._output = output
         self._keep = stages is not None
         self._store = StageStore(stages or output.with_name(f".{output.name}.stages"))
-        self._source_files = source_files
+        self._source_files, self._threads = source_files, threads
         self._times: list[StageTime] = []
         #: The artifact the checkpoint was written from, once there is one.
         self.artifact_path: Path | None = None
@@ -172,6 +174,7 @@ class Pipeline:
             batch_size=plan.config.calibration.batch_size,
             device=plan.config.device,
             seed=plan.config.seed,
+            threads=self._threads or num_threads(),
         )
 
         identity = request.identity | {

@@ -42,7 +42,8 @@ class Job(Config):
     """One piece of a study. ``after`` are the jobs whose output it reads; ``cell`` is the one whose config decides it.
     ``evaluation`` is an evaluation's request, None for jobs of other kinds.
 
-    ``output`` is the study's folder, absolute; ``source_files`` the digests of the model's files, by name.
+    ``output`` is the study's folder, absolute; ``source_files`` the digests of the model's files, by name; ``threads``
+    a stage's, decided where the study was started: a cluster's workers have one each, and other bits would come of it.
     """
 
     name: str
@@ -54,6 +55,7 @@ class Job(Config):
     config: QuantizeConfig
     output: str
     source_files: dict[str, str]
+    threads: int
     compare: bool
     evaluation: EvalConfig | None = None
 

@@ -49,6 +49,7 @@ def _perform(job: Job, registry: Registry, progress: Progress) -> Outcome:
         output=folder,
         stages=output / "stages",
         source_files=job.source_files,
+        threads=job.threads,
     )
     match job.kind:
         case JobKind.TOKENS:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 from fourfold.plan import QuantizePlan
+from fourfold.stages.request import num_threads
 from fourfold.study.cells import Cell
 from fourfold.study.evaluation import BASELINE, baseline_config, cell_config
 from fourfold.study.jobs import BASE_MEMORY_BYTES, Job, JobKind, Needs
@@ -81,6 +82,7 @@ class Schedule:
             "config": cell.config,
             "output": str(self._output.absolute()),
             "source_files": self._source_files,
+            "threads": num_threads(),
             "compare": self._plan.study.compare,
         }
         self._jobs[name] = Job.model_validate(what | dict(more or {}))
