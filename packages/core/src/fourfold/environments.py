@@ -7,11 +7,14 @@ of addresses. Making an environment locks, compares with the record, and only th
 
 from __future__ import annotations
 
+import fcntl
 import importlib.util
 import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from fourfold.errors import MissingEnvironmentError
@@ -41,11 +44,21 @@ def python_of(environment: Environment | None) -> Path | None:
     root = workspace_root()
     if root is None:
         return None
-    python = root / ".venvs" / environment.name / "bin" / "python"
-    installed = next(
-        (root / ".venvs" / environment.name).glob(f"lib/python*/site-packages/{environment.provides}"), None
-    )
-    return python if python.exists() and installed else None
+    folder = root / ".venvs" / environment.name
+    python = folder / "bin" / "python"
+    installed = next(folder.glob(f"lib/python*/site-packages/{environment.provides}"), None)
+    return python if python.exists() and installed and _is_current(environment, folder) else None
+
+
+def _is_current(environment: Environment, folder: Path) -> bool:
+    """Whether it was made to the end, and from the record that is committed now; one made by hand is taken as it is."""
+    made_from = _made_from(folder)
+    return not made_from.exists() or made_from.read_text(encoding="utf-8") == environment_sha256(environment)
+
+
+def _made_from(folder: Path) -> Path:
+    """The file beside an environment with the hash of the record it was made from."""
+    return folder.with_name(f"{folder.name}.made-from")
 
 
 def suited_environments(environments: tuple[Environment, ...]) -> tuple[tuple[Environment, ...], dict[str, str]]:
@@ -69,8 +82,9 @@ def ensure_environment(environment: Environment | None, progress: Progress) -> P
             f"{environment.provides} is not installed; install it with: "
             f"pip install '{environment.package}[{','.join(environment.extras)}]'"
         )
-    make_environment(environment, progress)
-    python = python_of(environment)
+    with _alone(progress):
+        # Another run may have made it meanwhile.
+        python = python_of(environment) or _make(environment, progress)
     if python is None:
         raise MissingEnvironmentError(f".venvs/{environment.name} was made, but holds no {environment.provides}")
     return python
@@ -78,14 +92,37 @@ def ensure_environment(environment: Environment | None, progress: Progress) -> P
 
 def make_environment(environment: Environment, progress: Progress) -> Path:
     """Lock, compare with the record, install into ``.venvs/<name>``; returns its folder."""
+    with _alone(progress):
+        _make(environment, progress)
+    return _require_workspace() / ".venvs" / environment.name
+
+
+def _make(environment: Environment, progress: Progress) -> Path | None:
     root = _require_workspace()
     progress.begin(f"lock {environment.name}", total=None, unit="step")
     check_record(environment, root)
     folder = root / ".venvs" / environment.name
     progress.begin(f"install {environment.name}", total=None, unit="step")
+    # Half-installed packages look installed: until the end it is not one that was made from the record.
+    _made_from(folder).write_text("being made", encoding="utf-8")
     selection = _selection(environment)
     _uv(["sync", "-q", "--locked", "--exact", "--python", sys.executable, *selection], root, folder)
-    return folder
+    _made_from(folder).write_text(environment_sha256(environment) or "", encoding="utf-8")
+    return python_of(environment)
+
+
+@contextmanager
+def _alone(progress: Progress) -> Iterator[None]:
+    """Hold ``.venvs`` for this process: environments share one lock file, and a half-made one must not be taken."""
+    folder = _require_workspace() / ".venvs"
+    folder.mkdir(exist_ok=True)
+    with (folder / ".lock").open("a") as stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            progress.note("another run makes an environment; waiting for it")
+            fcntl.flock(stream, fcntl.LOCK_EX)
+        yield
 
 
 def environment_sha256(environment: Environment | None) -> str | None:

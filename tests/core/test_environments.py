@@ -1,0 +1,78 @@
+"""Environments: made once, by one run at a time, never taken half-made or from another record than the committed one.
+
+A script stands for uv: what it installs is a folder, and it can be told to fail in the middle.
+"""
+
+from __future__ import annotations
+
+import os
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from fourfold.environments import ensure_environment, python_of
+from fourfold.errors import MissingEnvironmentError
+from fourfold.plugins import Environment
+from fourfold.progress import NoProgress
+
+UV = """#!/bin/sh
+case "$1" in
+export) cat locks/toy.txt ;;
+sync)
+    echo begun >> syncs
+    mkdir -p "$UV_PROJECT_ENVIRONMENT/bin" "$UV_PROJECT_ENVIRONMENT/lib/python3/site-packages/toy_toolchain"
+    touch "$UV_PROJECT_ENVIRONMENT/bin/python"
+    sleep 0.3
+    test ! -e fails || { echo "network is down" >&2; exit 1; } ;;
+esac
+"""
+TOY = Environment(name="toy", package="fourfold-toy", extras=("toolchain",), provides="toy_toolchain")
+
+
+@pytest.fixture
+def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    (tmp_path / "uv").write_text(UV)
+    (tmp_path / "uv").chmod(0o755)
+    (tmp_path / "locks").mkdir()
+    (tmp_path / "locks/toy.txt").write_text("toy==1.0\n")
+    monkeypatch.setenv("UV", str(tmp_path / "uv"))
+    monkeypatch.setattr("fourfold.environments.workspace_root", lambda: tmp_path)
+    return tmp_path
+
+
+def syncs(root: Path) -> int:
+    return len((root / "syncs").read_text().splitlines())
+
+
+def test_a_half_made_one_is_not_taken(root: Path):
+    (root / "fails").touch()
+    with pytest.raises(MissingEnvironmentError, match="uv sync failed: network is down"):
+        ensure_environment(TOY, NoProgress())
+    assert (root / ".venvs/toy/lib/python3/site-packages/toy_toolchain").is_dir()
+    assert python_of(TOY) is None
+    os.remove(root / "fails")
+    assert ensure_environment(TOY, NoProgress()) == root / ".venvs/toy/bin/python"
+
+
+def test_it_is_made_again_when_the_record_moves(root: Path):
+    ensure_environment(TOY, NoProgress())
+    ensure_environment(TOY, NoProgress())
+    assert syncs(root) == 1
+    (root / "locks/toy.txt").write_text("toy==1.1\n")
+    assert python_of(TOY) is None
+    ensure_environment(TOY, NoProgress())
+    assert syncs(root) == 2
+
+
+def test_one_made_by_hand_is_taken_as_it_is(root: Path):
+    ensure_environment(TOY, NoProgress())
+    os.remove(root / ".venvs/toy.made-from")
+    assert python_of(TOY) is not None
+
+
+def test_two_runs_make_it_once(root: Path):
+    with ThreadPoolExecutor(2) as pool:
+        pythons = [made.result() for made in [pool.submit(ensure_environment, TOY, NoProgress()) for _ in range(2)]]
+    assert pythons == [root / ".venvs/toy/bin/python"] * 2
+    assert syncs(root) == 1
