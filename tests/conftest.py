@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -15,7 +16,25 @@ from fourfold.plugins import Registry, build_plugin_manager
 from fourfold.progress import NoProgress
 
 ROOT = Path(__file__).parents[1]
+TESTS = Path(__file__).parent
+#: Where a test waits for toolchains and servers; begun first, so that both processes end at about the same time.
+LONG = ("serve_vllm", "integration", "quant_llmcompressor", "quant_modelopt", "eval")
+# Two tests run at a time, and threads of two toolchains on the same cores wait for each other.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 Cli = Callable[..., subprocess.CompletedProcess[str]]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests of one folder share its fixtures, so they run in one process."""
+
+    def room(item: pytest.Item) -> str:
+        parts = item.path.relative_to(TESTS).parent.parts
+        return "/".join(parts[:2] if parts[:1] == ("core",) else parts[:1])
+
+    order = {name: number for number, name in enumerate(LONG)}
+    items.sort(key=lambda item: order.get(room(item), len(order)))
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group(room(item)))
 
 
 @pytest.fixture(scope="session")

@@ -5,7 +5,6 @@ A script stands for uv: what it installs is a folder, and it can be told to fail
 
 from __future__ import annotations
 
-import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -51,7 +50,7 @@ def test_a_half_made_one_is_not_taken(root: Path):
         ensure_environment(TOY, NoProgress())
     assert (root / ".venvs/toy/lib/python3/site-packages/toy_toolchain").is_dir()
     assert python_of(TOY) is None
-    os.remove(root / "fails")
+    (root / "fails").unlink()
     assert ensure_environment(TOY, NoProgress()) == root / ".venvs/toy/bin/python"
 
 
@@ -67,7 +66,7 @@ def test_it_is_made_again_when_the_record_moves(root: Path):
 
 def test_one_made_by_hand_is_taken_as_it_is(root: Path):
     ensure_environment(TOY, NoProgress())
-    os.remove(root / ".venvs/toy.made-from")
+    (root / ".venvs/toy.made-from").unlink()
     assert python_of(TOY) is not None
 
 

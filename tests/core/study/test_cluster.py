@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from fourfold.errors import ConfigError
 from fourfold.progress import NoProgress
@@ -38,6 +39,15 @@ batch_size = 2
 HEALTH_CHECK = {"initial_delay_ms": "1000", "period_ms": "1000", "timeout_ms": "2000", "failure_threshold": "2"}
 
 
+@pytest.fixture
+def two_threads() -> Iterator[None]:
+    """A machine with more threads than Ray gives a worker, which is one."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[object]:
     from ray.cluster_utils import Cluster
@@ -60,7 +70,7 @@ def hashes(output: Path) -> dict[str, str | None]:
 
 
 def test_a_node_is_lost_midway_and_the_results_are_those_of_one_machine(
-    cluster, registry, make_study: MakeStudy, tmp_path: Path
+    cluster, two_threads, registry, make_study: MakeStudy, tmp_path: Path
 ):
     plan = plan_study(make_study(TWO_STAGES, model=cut_demo(tmp_path / "model")), registry)
     local = run_study(plan, registry, LocalExecutor(registry), tmp_path / "local", NoProgress())
