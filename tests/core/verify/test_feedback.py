@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from fourfold.checkpoint.layouts import COMPRESSED_TENSORS, MODELOPT
-from fourfold.nvfp4 import NVFP4Weight, quantize
+from fourfold.engine.gptq import gptq
+from fourfold.nvfp4 import NVFP4Weight, encode_e2m1, pack_codes, quantize
 from fourfold.verify import verify_checkpoint
 from fourfold.verify.feedback import damaged_blocks, has_feedback, is_feedback
 from fourfold.verify.fit import MAX_BLOCK_ERROR, MAX_TENSOR_ERROR, block_errors, compare
@@ -94,6 +95,35 @@ def test_overfitting_is_named_only_where_it_is_the_cause() -> None:
     assert not is_feedback(weight, other), "another weight is not this one, moved"
     assert not is_feedback(NVFP4Weight(weight.packed_weight, weight.block_scale, weight.global_scale * 1.5), source)
     assert not is_feedback(quantize(source), source)
+
+
+def searched(seed: int) -> tuple[NVFP4Weight, torch.Tensor]:
+    """The engine's GPTQ, fitted hard to 24 tokens: its scales are searched for blocks that it had moved."""
+    generator = torch.Generator().manual_seed(seed)
+    source = torch.randn(ROWS, COLUMNS, generator=generator).to(torch.bfloat16)
+    tokens = torch.randn(24, 24, generator=generator) @ torch.randn(24, COLUMNS, generator=generator)
+    tokens *= torch.randn(COLUMNS, generator=generator).exp()  # columns of unlike size, as behind a norm
+    scale = (source.abs().max().float() / 2688)[None]
+    decoded, block_scale = gptq(source[None], (tokens.T @ tokens)[None], scale, torch.tensor([0.001]))
+    steps = (block_scale[0].float() * scale).repeat_interleave(16, -1)
+    packed = pack_codes(encode_e2m1(decoded[0] / steps))
+    return NVFP4Weight(packed, block_scale[0], scale[0]), source
+
+
+def test_overfitting_under_searched_scales_is_named_and_damage_to_them_is_not() -> None:
+    generator, fitted = torch.Generator().manual_seed(3), 0
+    for seed in range(10):
+        weight, source = searched(seed)
+        fitted += error(weight, source) > MAX_TENSOR_ERROR
+        assert is_feedback(weight, source)
+        own = weight.block_scale.float()
+        shuffled = own.flatten()[torch.randperm(own.numel(), generator=generator)].view_as(own)
+        swizzled = own.view(ROWS // 32, 32, -1).transpose(0, 1).reshape(own.shape)
+        some = torch.rand(own.shape, generator=generator) < 0.1
+        for damaged in (shuffled, swizzled, own.roll(1, 1), own.where(~some, own * 2), own.where(~some, own * 0.5)):
+            scale = damaged.clamp(max=448).to(torch.float8_e4m3fn)
+            assert not is_feedback(NVFP4Weight(weight.packed_weight, scale, weight.global_scale), source)
+    assert fitted >= 5, "hardly any weight was beyond rounding, so hardly anything was shown"
 
 
 @pytest.mark.parametrize("layout", [MODELOPT.name, COMPRESSED_TENSORS.name])
