@@ -34,7 +34,8 @@ class StageStore:
 
         The system lets go of a killed process's hold.
         """
-        lock = self._folder(name, identity).with_suffix(".lock")
+        folder = self._folder(name, identity)
+        lock = folder.with_name(f".{folder.name}.lock")
         try:
             lock.parent.mkdir(parents=True, exist_ok=True)
             stream = lock.open("a")
