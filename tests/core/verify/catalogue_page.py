@@ -32,6 +32,7 @@ KINDS = (
     ("experts or layers permuted or copied", r"FF086|FF073"),
     ("damaged codes and blocks", r"FF091|FF097"),
     ("codes constant, zero or low", r"FF07[012]"),
+    ("weights falsely called transformed", r"transformed"),
     ("weights worse than NVFP4 allows", r"FF081|FF094"),
     ("experts missing or left in BF16, layers skipped", r"FF02[0123]|FF032|FF035"),
     ("lost or changed layer_scalar", r"layer_scalar (lost|changed|zero)"),

@@ -13,8 +13,34 @@ from .planting_files import (
     remove,
     write,
 )
+from .planting_transformed import DOWN, GATE, UP, noise, record_transformed, smooth
 
 RECORD_FAULTS = (
+    # weights that the manifest calls transformed
+    Fault(
+        "transformed weights whose factors do not cancel",
+        "FF099",
+        lambda e, source: smooth(e, source, cancel=False),
+        after=record_transformed(UP, DOWN),
+        manifest=True,
+        blind=False,
+    ),
+    Fault(
+        "noise that the manifest calls transformed",
+        "FF081",
+        noise,
+        after=record_transformed(UP),
+        manifest=True,
+        also=("FF099",),
+        blind=False,
+    ),
+    Fault(
+        "a gate that the manifest calls transformed",
+        "FF099",
+        after=record_transformed(GATE),
+        manifest=True,
+        blind=False,
+    ),
     # side files
     Fault("tokenizer missing", "FF120", after=remove("tokenizer.json")),
     Fault("chat template missing", "FF121", after=remove("chat_template.jinja")),

@@ -13,6 +13,7 @@ from fourfold.nvfp4 import BlockScalePolicy
 from fourfold.verify import verify_checkpoint
 
 from .good_checkpoints import EXPERTS, LAYERS, TEXT, Variant
+from .planting_transformed import DOWN, UP, record_transformed, smooth
 
 LAYOUTS = (MODELOPT.name, COMPRESSED_TENSORS.name)
 GOOD = [
@@ -40,6 +41,16 @@ def test_good_checkpoint_raises_nothing(variant: Variant, good: Callable[[Varian
         assert report.findings == ()
         assert report.ok
         assert (report.layout, report.scheme) == (variant.layout, variant.scheme)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_factors_moved_between_two_weights_raise_nothing(layout: str, editable, source: Path) -> None:  # type: ignore[no-untyped-def]
+    checkpoint = editable(Variant(layout), manifest=True)
+    smooth(checkpoint, source)
+    record_transformed(UP, DOWN)(checkpoint.save())
+    report = verify_checkpoint(checkpoint.folder, source=source)
+    assert report.findings == ()
+    assert (report.num_transformed, report.checked["FF099"]) == (2, 2)
 
 
 def test_every_tensor_is_read_once(good: Callable[[Variant], Path], source: Path) -> None:
@@ -77,4 +88,4 @@ def test_rules_that_can_look_at_nothing_here_are_known(good: Callable[[Variant],
         looked |= {rule for rule, number in report.checked.items() if number}
         known |= report.checked.keys()
     # Fallbacks and transformed weights are what these checkpoints do not have.
-    assert known - looked == {"FF135"}
+    assert known - looked == {"FF099", "FF135"}

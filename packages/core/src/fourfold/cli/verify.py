@@ -63,6 +63,8 @@ def print_report(report: VerifyReport) -> None:
         print(f"verified with {found:,} doubts, nothing wrong: {checks:,} checks of {rules} rules; let scores decide")
     else:
         print(f"not right: {found:,} findings in {checks:,} checks of {rules} rules")
+    if report.num_transformed:
+        print(f"{report.num_transformed:,} modules were transformed before rounding, and compared under their factors")
     for warning in report.warnings:
         print(f"warning: {warning}")
     for reason in sorted(set(report.skipped.values())):

@@ -83,7 +83,8 @@ class Checkpoint:
     kv_scales: dict[str, float] = field(default_factory=dict)
     #: Weights of the norms in front of quantizable linears, float32 [H], as the pass comes by them.
     norms: dict[str, torch.Tensor] = field(default_factory=dict)
-    num_exempt: dict[str, int] = field(default_factory=dict)
+    #: Factors of transformed weights, float32 [O, 1] or [1, K], as the pass finds them.
+    factors: dict[str, torch.Tensor] = field(default_factory=dict)
     #: Fingerprint of codes and block scales -> the first module that has it.
     seen: dict[bytes, str] = field(default_factory=dict)
 

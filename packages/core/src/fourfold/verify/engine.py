@@ -81,7 +81,7 @@ class _Pass:
             skipped=dict(sorted(self._skipped.items())),
             findings=tuple(finding for look in looks for finding in look.findings),
             num_findings={look.rule: look.num_findings for look in looks if look.num_findings},
-            num_exempt=checkpoint.num_exempt,
+            num_transformed=len(checkpoint.factors),
             warnings=loader_warnings(checkpoint),
             bytes_read=reader.bytes_read,
         )
@@ -121,8 +121,8 @@ class _Pass:
         self._call(Phase.MODULE, view)
         if self._checkpoint.source is None:
             return
-        if view.is_transformed:
-            self._checkpoint.num_exempt["transformed"] = self._checkpoint.num_exempt.get("transformed", 0) + 1
+        if view.factors is not None:
+            self._checkpoint.factors[name] = view.factors
         fit = view.fit
         if fit is not None:
             self._count_misfit_rules()

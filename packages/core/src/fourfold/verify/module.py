@@ -153,18 +153,36 @@ class ModuleView:
 
     @cached_property
     def source_weight(self) -> torch.Tensor | None:
-        """The source's weight [O, K] in its dtype; None without a source or for an unknown module."""
+        """What the weight [O, K] must be near to: the source's in its dtype, under a transformed one's own factors.
+
+        None without a source or for an unknown module.
+        """
+        own = self._of_source
+        return own if own is None or self.factors is None else own * self.factors
+
+    @cached_property
+    def _of_source(self) -> torch.Tensor | None:
         source = self.checkpoint.source
         if source is None or self.linear is None:
             return None
         return source.reader.read(source.folder.tensors[self.linear.tensor], self.linear.slices)
+
+    @cached_property
+    def factors(self) -> torch.Tensor | None:
+        """A transformed weight's factors, float32 [O, 1] or [1, K] (:mod:`fourfold.verify.transformed`); else None."""
+        from fourfold.verify.transformed import DOWN, find_factors
+
+        own = self._of_source
+        if not self.is_transformed or own is None or not self.well_formed or not self.decodes_finite:
+            return None
+        return find_factors(self.weight, own, of_rows=not self.name.endswith(DOWN))
 
     def source_is_that_of(self, name: str) -> bool:
         """Whether the source gives this module and another one the same weight; False without a source."""
         import torch
 
         source, other = self.checkpoint.source, self.checkpoint.linears.get(name)
-        own = self.source_weight
+        own = self._of_source
         if source is None or other is None or own is None:
             return False
         return torch.equal(own, source.reader.read(source.folder.tensors[other.tensor], other.slices))
@@ -174,7 +192,7 @@ class ModuleView:
         """How the decoded weight compares to the source's; None where there is nothing sound to compare."""
         from fourfold.verify.fit import compare
 
-        if not self.well_formed or not self.decodes_finite or self.is_transformed:
+        if not self.well_formed or not self.decodes_finite:
             return None
         weight = self.source_weight
         return None if weight is None else compare(self.weight, weight)

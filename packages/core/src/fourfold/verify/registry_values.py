@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fourfold.verify import causes, codes, scales, shapes, steps, values
+from fourfold.verify import causes, codes, scales, shapes, steps, transformed, values
 from fourfold.verify.rule import Need, Phase, Rule
 
 SHAPE_RULES: tuple[Rule, ...] = (
@@ -189,6 +189,11 @@ VALUE_RULES: tuple[Rule, ...] = (
         id="FF091", phase=Phase.MODULE, check=values.blocks_within_bound, needs=(Need.SOURCE,),
         title="no single block is damaged",
         why="A flipped bit in a block scale ruins 16 weights; sums over a tensor do not show it.",
+    ),
+    Rule(
+        id="FF099", phase=Phase.END, check=transformed.factors_cancel, needs=(Need.SOURCE, Need.MANIFEST),
+        title="factors of transformed weights cancel",
+        why="What AWQ and SmoothQuant move between two weights must leave their product; else the output is off by it.",
     ),
     Rule(
         id="FF095", phase=Phase.MODULE, check=steps.rows_have_their_scales, needs=(Need.SOURCE,),

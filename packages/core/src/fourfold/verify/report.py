@@ -32,7 +32,8 @@ class VerifyReport(Config):
         skipped: rules that could not look at all, with the reason (no source given, no manifest).
         findings: at most :data:`MAX_LISTED` a rule, in order of rule.
         num_findings: all findings, by rule id; rules without any are left out.
-        num_exempt: modules whose values were not compared, by reason (``transformed`` in the manifest).
+        num_transformed: modules changed on purpose before rounding (AWQ, SmoothQuant), so compared to the source under
+            factors of their rows or columns, which must cancel (FF099).
         warnings: loaders known to read such a checkpoint wrongly; no fault of its own.
         bytes_read: tensor data read, the source's not counted.
         load: what a server made of it, where that was asked for; its findings count for ``ok``.
@@ -45,7 +46,7 @@ class VerifyReport(Config):
     skipped: dict[str, str] = Field(default_factory=dict)
     findings: tuple[Finding, ...] = ()
     num_findings: dict[str, int] = Field(default_factory=dict)
-    num_exempt: dict[str, int] = Field(default_factory=dict)
+    num_transformed: int = 0
     warnings: tuple[str, ...] = ()
     bytes_read: int = 0
     load: LoadReport | None = None
