@@ -169,7 +169,7 @@ def test_another_models_folder_is_refused(run: Run, endpoint: FakeEndpoint) -> N
     with pytest.raises(OutputError, match=r"another model or seed \(name, served_model\); choose another --output"):
         run(served_model="other-model")
     with pytest.raises(OutputError, match=r"another model or seed \(seed\)"):
-        run(seed=1)
+        run(seed=1, served_model="fake-model")
 
 
 @pytest.mark.parametrize(
