@@ -5,15 +5,17 @@ A script stands for uv: what it installs is a folder, and it can be told to fail
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from fourfold.environments import ensure_environment, python_of
+from fourfold.environments import ensure_environment, environment_sha256, python_of
 from fourfold.errors import MissingEnvironmentError
 from fourfold.plugins import Environment
 from fourfold.progress import NoProgress
+from fourfold.versions import code_sha256
 
 UV = """#!/bin/sh
 case "$1" in
@@ -62,6 +64,25 @@ def test_it_is_made_again_when_the_record_moves(root: Path):
     assert python_of(TOY) is None
     ensure_environment(TOY, NoProgress())
     assert syncs(root) == 2
+
+
+def test_other_code_or_packages_give_another_hash(root: Path, monkeypatch: pytest.MonkeyPatch):
+    member = root / "fourfold_toy"
+    (member / "cli").mkdir(parents=True)
+    (member / "__init__.py").write_text("")
+    monkeypatch.syspath_prepend(root)
+
+    def changed(write: Callable[[], object]) -> bool:
+        before = environment_sha256(TOY)
+        write()
+        code_sha256.cache_clear()
+        return environment_sha256(TOY) != before
+
+    assert changed(lambda: (member / "pack.py").write_text("x = 1"))
+    assert changed(lambda: (member / "pack.py").write_text("x = 2"))
+    assert not changed(lambda: (member / "cli/show.py").write_text("print()"))
+    assert changed(lambda: (root / "locks/toy.txt").write_text("toy==1.1\n"))
+    assert changed(lambda: (root / "locks/toy.txt").unlink())  # as with a wheel: what is installed counts
 
 
 def test_one_made_by_hand_is_taken_as_it_is(root: Path):

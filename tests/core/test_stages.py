@@ -122,6 +122,16 @@ def test_a_failed_block_leaves_nothing(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_folder_that_another_run_writes_is_refused_and_left_alone(tmp_path):
+    message = "out: another run is writing it; wait for that, or choose another"
+    with atomic_folder(tmp_path / "out") as partial:
+        (partial / "mine").write_text("x")
+        with pytest.raises(OutputError, match=message), atomic_folder(tmp_path / "out"):
+            pytest.fail("entered")
+        assert (partial / "mine").exists()
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["mine"]
+
+
 def test_full_disk_and_taken_folder_are_explained(tmp_path):
     with (
         pytest.raises(OutputError, match="the disk is full; nothing was left half-written"),

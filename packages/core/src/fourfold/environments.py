@@ -8,7 +8,9 @@ of addresses. Making an environment locks, compares with the record, and only th
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import importlib.util
+import json
 import os
 import shutil
 import subprocess
@@ -22,6 +24,7 @@ from fourfold.hardware import detect
 from fourfold.manifest import sha256_file
 from fourfold.plugins import Environment
 from fourfold.progress import Progress
+from fourfold.versions import code_sha256, installed_sha256
 
 #: The root environment's record: every member without its toolchain, and the development tools.
 WORKSPACE_RECORD = "workspace"
@@ -31,10 +34,9 @@ _EXPORT = ("export", "-q", "--locked", "--format", "requirements.txt", "--no-hea
 
 def workspace_root() -> Path | None:
     """The checkout this package is installed from, or None when it was installed as a wheel."""
-    for folder in Path(__file__).resolve().parents:
-        if (folder / "pyproject.toml").is_file() and (folder / "packages").is_dir():
-            return folder
-    return None
+    own = Path(__file__).resolve().parent
+    # A wheel may well lie in the virtual environment of somebody else's workspace.
+    return next((folder for folder in own.parents if folder / "packages" / "core" / "src" / "fourfold" == own), None)
 
 
 def python_of(environment: Environment | None) -> Path | None:
@@ -53,7 +55,7 @@ def python_of(environment: Environment | None) -> Path | None:
 def _is_current(environment: Environment, folder: Path) -> bool:
     """Whether it was made to the end, and from the record that is committed now; one made by hand is taken as it is."""
     made_from = _made_from(folder)
-    return not made_from.exists() or made_from.read_text(encoding="utf-8") == environment_sha256(environment)
+    return not made_from.exists() or made_from.read_text(encoding="utf-8") == _record_sha256(environment)
 
 
 def _made_from(folder: Path) -> Path:
@@ -107,7 +109,7 @@ def _make(environment: Environment, progress: Progress) -> Path | None:
     _made_from(folder).write_text("being made", encoding="utf-8")
     selection = _selection(environment)
     _uv(["sync", "-q", "--locked", "--exact", "--python", sys.executable, *selection], root, folder)
-    _made_from(folder).write_text(environment_sha256(environment) or "", encoding="utf-8")
+    _made_from(folder).write_text(_record_sha256(environment) or "", encoding="utf-8")
     return python_of(environment)
 
 
@@ -125,8 +127,19 @@ def _alone(progress: Progress) -> Iterator[None]:
         yield
 
 
-def environment_sha256(environment: Environment | None) -> str | None:
-    """Hash of the environment's committed record, so that a result made with other packages is not reused."""
+def environment_sha256(environment: Environment | None, implementation: str | None = None) -> str:
+    """Hash of what runs there, so that nothing made by other packages or other code is taken for finished.
+
+    The packages are those of the committed record, or without a checkout the installed ones; the code is Fourfold's
+    own, that of the environment's member, and of ``implementation`` (an entry's ``"module:Class"``).
+    """
+    modules = {"fourfold"} | ({environment.package.replace("-", "_")} if environment else set())
+    modules |= {implementation.partition(":")[0].partition(".")[0]} if implementation else set()
+    what = {"packages": _record_sha256(environment) or installed_sha256(), "code": code_sha256(tuple(sorted(modules)))}
+    return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
+
+
+def _record_sha256(environment: Environment | None) -> str | None:
     root = workspace_root()
     record = root / "locks" / f"{environment.name if environment else WORKSPACE_RECORD}.txt" if root else None
     return sha256_file(record) if record and record.is_file() else None

@@ -152,6 +152,7 @@ class Pipeline:
             "spec": spec.model_dump(mode="json"),
             "tokenizer": {k: v for k, v in source_files.items() if not k.endswith(".safetensors")},
             "file_sha256": _file_sha256(spec.source),
+            "environment": environment_sha256(None),
         }
 
         def work(folder: Path) -> None:
@@ -178,7 +179,7 @@ class Pipeline:
         )
 
         identity = request.identity | {
-            "environment": environment_sha256(plan.quantizer.environment),
+            "environment": environment_sha256(plan.quantizer.environment, plan.quantizer.implementation),
             "quantizer": {"name": plan.quantizer.name, "options": plan.quantizer_options.recorded()},
         }
         log = self._store.log("quantize", identity)
@@ -197,7 +198,7 @@ class Pipeline:
             "quantizer": plan.quantizer_options.recorded(),
             "source_files": self._hashes(),
             "calibration_file": _file_sha256(plan.config.calibration.source) if plan.needs_tokens else None,
-            "environment": environment_sha256(plan.quantizer.environment),
+            "environment": environment_sha256(plan.quantizer.environment, plan.quantizer.implementation),
         }
 
     def _export(self, artifact: Artifact, note: UnverifiedNote) -> None:
@@ -226,7 +227,7 @@ class Pipeline:
             uncalibrated_experts=uncalibrated_experts(manifest),
             fallbacks=len(manifest.fallbacks),
             verified=report.ok,
-            findings=len(report.findings),
+            findings=sum(report.num_findings.values()),
             stages=tuple(self._times),
         )
 

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.metadata
+import importlib.util
 import platform
+from functools import cache
+from pathlib import Path
 
+#: Parts of Fourfold that show results, or this machine, and decide none.
+_SHOWING = ("cli", "conformance", "doctor.py", "inspect.py", "page", "report", "sizing")
 #: Packages by what they take part in; those that are not installed are left out of a record.
 QUANTIZING = (
     "accelerate", "auto-round", "compressed-tensors", "fourfold", "llmcompressor", "nvidia-modelopt", "safetensors",
@@ -22,3 +28,24 @@ def package_versions(names: tuple[str, ...] = QUANTIZING) -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             continue
     return versions
+
+
+@cache
+def code_sha256(modules: tuple[str, ...]) -> str:
+    """Hash of the Python sources of top-level ``modules``, without those parts that only show results."""
+    digest = hashlib.sha256()
+    for module in modules:
+        spec = importlib.util.find_spec(module)
+        for root in map(Path, spec.submodule_search_locations or ()) if spec else ():
+            for path in sorted(root.rglob("*.py")):
+                name = path.relative_to(root)
+                if name.parts[0] not in _SHOWING:
+                    digest.update(f"{module}/{name.as_posix()}\0".encode() + path.read_bytes() + b"\0")
+    return digest.hexdigest()
+
+
+@cache
+def installed_sha256() -> str:
+    """Hash of every installed package's name and version."""
+    names = sorted(f"{d.metadata['Name']}=={d.version}" for d in importlib.metadata.distributions())
+    return hashlib.sha256("\n".join(names).encode()).hexdigest()

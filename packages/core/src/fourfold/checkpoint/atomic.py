@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import shutil
 from collections.abc import Iterator
@@ -35,24 +36,48 @@ def atomic_folder(destination: Path) -> Iterator[Path]:
     """Yield a temporary sibling folder that becomes ``destination`` when the block ends well.
 
     On any failure, interruption included, the sibling is removed. A killed process leaves a sibling named
-    ``.NAME.partial``, which the next run of the same stage removes first. A full disk or a missing permission is
-    an :class:`OutputError` that names the place.
+    ``.NAME.partial``, which the next run of the same stage removes first; one that another run is writing is an
+    :class:`OutputError`. So is a full disk or a missing permission, with the place named.
     """
     require_free(destination)
     partial = destination.with_name(f".{destination.name}.partial")
     try:
-        if partial.exists():
-            shutil.rmtree(partial)
-        partial.mkdir(parents=True)
-        yield partial
-        sync_folder(partial)
-        # An empty destination folder gives way; os.replace would refuse a full one.
-        os.replace(partial, destination)
-        _sync(destination.parent)
+        with _hold_anew(partial, destination):
+            try:
+                yield partial
+                sync_folder(partial)
+                # An empty destination folder gives way; os.replace would refuse a full one.
+                os.replace(partial, destination)
+                _sync(destination.parent)
+            finally:
+                shutil.rmtree(partial, ignore_errors=True)
     except OSError as error:
         raise explain_os_error(error, destination) from error
+
+
+@contextmanager
+def _hold_anew(partial: Path, destination: Path) -> Iterator[None]:
+    """Make ``partial`` an empty folder and hold it; a killed run's is removed, for the system let go of its hold."""
+    if partial.exists():
+        with _held(partial, destination):
+            shutil.rmtree(partial)
+    partial.mkdir(parents=True)
+    with _held(partial, destination):
+        yield
+
+
+@contextmanager
+def _held(folder: Path, destination: Path) -> Iterator[None]:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if not folder.exists() or os.fstat(descriptor).st_ino != folder.stat().st_ino:
+            raise BlockingIOError  # removed by another run between the two calls
+        yield
+    except BlockingIOError:
+        raise OutputError(f"{destination}: another run is writing it; wait for that, or choose another") from None
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        os.close(descriptor)
 
 
 def sync_folder(folder: Path) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from fourfold.study.cells import Cell
 
 
-def cell_identity(cell: Cell, source_files: Mapping[str, str], environment: str | None) -> str:
+def cell_identity(cell: Cell, source_files: Mapping[str, str], environment: str) -> str:
     """Hash of the cell's config, the source's file digests and its environment's record."""
     record = {
         "config": cell.config.model_dump(mode="json"),

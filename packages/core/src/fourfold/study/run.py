@@ -186,7 +186,8 @@ class _Run:
         self._results.write(self._output)
 
     def _identity(self, cell: Cell) -> str:
-        environment = environment_sha256(self._plan.plans[cell.name].quantizer.environment)
+        quantizer = self._plan.plans[cell.name].quantizer
+        environment = environment_sha256(quantizer.environment, quantizer.implementation)
         return cell_identity(cell, self._source_files, environment)
 
     def _folder(self, cell: Cell) -> Path:
