@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -86,6 +87,8 @@ class TinyModel(FakeEndpoint):
 
     def __init__(self, shift: float) -> None:
         super().__init__(lambda _payload: "text", self._complete)
+        #: Where in the conversation an answer is taken from: another place, another answer of the same length.
+        self.place = 60
         rng = np.random.default_rng(0)
         self.logits = rng.normal(0, 2, size=(VOCABULARY, VOCABULARY))
         self.logits += shift * rng.normal(0, 1, size=self.logits.shape)
@@ -97,9 +100,9 @@ class TinyModel(FakeEndpoint):
     def prompt_ids(payload: Payload) -> list[int]:
         return [ord(letter) % VOCABULARY for letter in text_of(payload)[-30:]]
 
-    @staticmethod
-    def answer_ids(payload: Payload) -> list[int]:
-        return [ord(letter) % VOCABULARY for letter in text_of(payload)[60 : 60 + 12 + len(text_of(payload)) % 5]]
+    def answer_ids(self, payload: Payload) -> list[int]:
+        text = text_of(payload)
+        return [ord(letter) % VOCABULARY for letter in text[self.place : self.place + 12 + len(text) % 5]]
 
     def _complete(self, payload: Payload) -> Payload:
         ids, k = payload["prompt"], payload["prompt_logprobs"]
@@ -125,7 +128,7 @@ def _expected(base: TinyModel, other: TinyModel) -> tuple[float, float, int]:
     for payload in base.asked:
         if "messages" not in payload:
             continue
-        prompt, answer = TinyModel.prompt_ids(payload), TinyModel.answer_ids(payload)
+        prompt, answer = TinyModel.prompt_ids(payload), base.answer_ids(payload)
         for before in [prompt[-1], *answer[:-1]]:
             p, q = softmax(base.logits[before]), softmax(other.logits[before])
             total += float((p * np.log(p / q)).sum())
@@ -178,9 +181,83 @@ def test_what_does_not_belong_together_is_refused(
     with pytest.raises(EvaluationError, match="kl: the baseline was measured with other options"):
         run("other", model=other.url, tasks=["kl"], limit=3, baseline=baseline)
     next((tmp_path / "base/measurements/kl/distributions").iterdir()).write_bytes(b"torn")
-    with pytest.raises(EvaluationError, match=r"the distributions of prompt \d in .*base.* are missing or damaged"):
+    with pytest.raises(EvaluationError, match=r"the distributions of prompt \d in .*base.* are missing, damaged or of"):
         run("torn", model=other.url, tasks=["kl"], limit=3, baseline=baseline, options={"kl.top_k": TOP})
     # The owner of the folder asks again for what is damaged, and for nothing else.
     asked = len(base.asked)
     run("base", model=base.url, tasks=["kl"], limit=3, options={"kl.top_k": TOP})
     assert len(base.asked) - asked == 1
+
+
+@pytest.mark.parametrize("change", ["another", "made again", "top_k"])
+def test_distributions_belong_to_the_tokens_they_were_measured_on(
+    run: Run, models: tuple[TinyModel, TinyModel], tmp_path: Path, change: str
+) -> None:
+    """Another baseline, or the baseline's folder made again: the candidate's old files are of other texts."""
+    base, other = models
+    settings = {"tasks": ["kl"], "limit": 8, "options": {"kl.top_k": TOP}}
+    first = second = "base"
+    run(first, model=base.url, **settings)
+    run("other", model=other.url, baseline=str(tmp_path / first), **settings)
+    if change == "top_k":
+        settings["options"] = {"kl.top_k": 0}
+    else:
+        base.place = 30
+    if change == "another":
+        second = "base2"
+    else:
+        (tmp_path / first / "measurements/kl/sequences.json").unlink()
+    run(second, model=base.url, **settings)
+    baseline = str(tmp_path / second)
+    asked = len(other.asked)
+    again = run("other", model=other.url, baseline=baseline, **settings).tasks[0]
+    assert len(other.asked) - asked == 8
+    assert again.metrics == run("fresh", model=other.url, baseline=baseline, **settings).tasks[0].metrics
+
+
+def test_the_limit_may_grow_and_not_shrink(run: Run, models: tuple[TinyModel, TinyModel], tmp_path: Path) -> None:
+    base, other = models
+    both = {"model": other.url, "baseline": base.url, "tasks": ["kl"], "options": {"kl.top_k": TOP}}
+    run(limit=3, **both)
+    asked = [len(model.asked) for model in models]
+    grown = run(limit=5, **both).tasks[0]
+    assert [len(model.asked) - before for model, before in zip(models, asked, strict=True)] == [4, 2]
+    assert grown.metrics == run("fresh", limit=5, **both).tasks[0].metrics
+    with pytest.raises(EvaluationError, match=r"baseline/measurements/kl answers prompt 3, which is not asked now"):
+        run(limit=3, **both)
+    with pytest.raises(EvaluationError, match=r'kl was made with other options \(.*"top_k":6.*choose another --output'):
+        run(limit=5, **both | {"options": {}})
+
+
+def test_edited_prompts_are_refused_before_another_task_is_asked(
+    run: Run, endpoint: FakeEndpoint, models: tuple[TinyModel, TinyModel], tmp_path: Path
+) -> None:
+    base, _ = models
+    settings = {"model": base.url, "data": tmp_path, "options": {"kl.prompts": "file", "kl.top_k": TOP}}
+    with pytest.raises(EvaluationError, match=r"kl: prompts\.jsonl is not there; give its folder by --data"):
+        run(tasks=["demo-math", "kl"], **settings)
+    _write_prompts(tmp_path, ["first", "second"])
+    run(tasks=["kl"], **settings)
+    asked = len(base.asked)
+    _write_prompts(tmp_path, ["first", "edited"])
+    with pytest.raises(EvaluationError, match=r"kl answers prompt 1, which reads otherwise now; it was made with"):
+        run(tasks=["demo-math", "kl"], **settings)
+    assert len(base.asked) == asked
+
+
+def test_a_damaged_baseline_is_told_before_another_task_is_asked(
+    run: Run, models: tuple[TinyModel, TinyModel], tmp_path: Path
+) -> None:
+    base, other = models
+    settings = {"tasks": ["demo-math", "kl"], "limit": 2}
+    run("base", model=base.url, **settings)
+    next((tmp_path / "base/measurements/kl/distributions").iterdir()).unlink()
+    with pytest.raises(EvaluationError, match="missing, damaged or of another text; evaluate kl on that model again"):
+        run("other", model=other.url, baseline=str(tmp_path / "base"), **settings)
+    assert other.asked == []
+
+
+def _write_prompts(folder: Path, questions: list[str]) -> None:
+    texts = [question + " and some more words, so that there is an answer to take from it" for question in questions]
+    records = [{"messages": [{"role": "user", "content": text}]} for text in texts]
+    (folder / "prompts.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")

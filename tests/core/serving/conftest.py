@@ -20,6 +20,7 @@ class Script:
         self.answer: Callable[[dict], str | bytes] = lambda payload: ""
         self.status = 200
         self.asked: list[dict] = []
+        self.keys: list[str | None] = []
 
 
 @pytest.fixture
@@ -31,9 +32,12 @@ def script() -> Script:
 def endpoint(script: Script) -> Iterator[Endpoint]:
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self):
-            self._send(json.dumps({"data": script.models}).encode())
+            script.keys.append(self.headers["Authorization"])
+            version = {"version": "0.1"} if self.path == "/version" else {}
+            self._send(json.dumps({"data": script.models, **version}).encode())
 
         def do_POST(self):
+            script.keys.append(self.headers["Authorization"])
             payload = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
             script.asked.append(payload)
             answer = script.answer(payload)
@@ -60,6 +64,19 @@ def endpoint(script: Script) -> Iterator[Endpoint]:
     server.shutdown()
     thread.join()
     server.server_close()
+
+
+@pytest.fixture
+def proxy(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Name a proxy for every address, as a user's environment may."""
+
+    def name(url: str) -> None:
+        for variable in ("no_proxy", "NO_PROXY"):
+            monkeypatch.delenv(variable, raising=False)
+        for variable in ("http_proxy", "HTTP_PROXY"):
+            monkeypatch.setenv(variable, url)
+
+    return name
 
 
 def as_stream(text: str, *, pieces: int = 4, done: bool = True) -> bytes:

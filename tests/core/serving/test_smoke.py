@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -79,10 +80,24 @@ def test_what_no_client_can_use_is_named(endpoint, script, body, status, streame
 
 
 def test_a_server_that_is_gone_is_a_failed_check(endpoint):
-    from dataclasses import replace
-
     nowhere = replace(endpoint, url="http://127.0.0.1:9/v1")
     assert run(nowhere, modalities=("text",))["text", False].error == "[Errno 111] Connection refused"
+
+
+def test_the_users_key_goes_with_every_question(endpoint, script, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "secret")
+    script.answer = lambda payload: question_of(payload).target
+    assert {check.error for check in run(endpoint, modalities=("text",)).values()} == {None}
+    assert script.keys == ["Bearer secret"] * 2 * COUNT
+
+
+def test_a_proxy_is_for_other_machines(endpoint, script, proxy):
+    script.answer = lambda payload: question_of(payload).target
+    proxy("http://127.0.0.1:9")
+    assert {check.error for check in run(endpoint, modalities=("text",)).values()} == {None}
+    proxy(endpoint.url.removesuffix("/v1"))
+    elsewhere = replace(endpoint, url="http://served.invalid/v1")
+    assert {check.error for check in run(elsewhere, modalities=("text",)).values()} == {None}
 
 
 def test_modalities_by_name():

@@ -6,6 +6,7 @@ import pytest
 
 from fourfold.demo import model_path
 from fourfold.errors import ConfigError, ModelError, ServerError, UnknownNameError
+from fourfold.evaluate.target import server_version
 from fourfold.plugins import Registry, build_plugin_manager
 from fourfold.serving.foreground import plan_of
 from fourfold.serving.target import attach, choose_server, context_tokens, find_target, temporary_options
@@ -23,6 +24,13 @@ def test_one_model_is_attached_to_and_several_are_a_choice(endpoint, script):
     script.models = []
     with pytest.raises(ServerError, match="serves no model; choose one"):
         attach(endpoint.url)
+
+
+def test_a_servers_version_is_asked_past_a_proxy_and_with_the_key(endpoint, script, proxy, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "secret")
+    proxy("http://127.0.0.1:9")
+    assert server_version(endpoint) == "0.1"
+    assert script.keys == ["Bearer secret"]
 
 
 def test_an_address_takes_no_options_of_a_server(registry, endpoint):

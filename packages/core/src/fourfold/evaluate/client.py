@@ -67,9 +67,8 @@ def list_models(base: str) -> tuple[dict[str, Any], ...]:
 
     :class:`EvaluationError` where nothing answers, or not as an OpenAI endpoint.
     """
-    headers, options = _client_options(base, timeout_s=CONNECT_TIMEOUT_S)
     try:
-        with httpx.Client(headers=headers, **options) as client:
+        with httpx.Client(**client_options(base, CONNECT_TIMEOUT_S)) as client:
             response = client.get(f"{base}/models")
             response.raise_for_status()
             return tuple({**model, "id": model["id"]} for model in response.json()["data"])
@@ -96,10 +95,9 @@ async def _ask(
     base: str, requests: list[Request], receive: Callable[[Reply], None], concurrency: int, timeout_s: float
 ) -> None:
     waiting = iter(requests)
-    headers, options = _client_options(base, timeout_s)
     limits = httpx.Limits(max_connections=concurrency, max_keepalive_connections=concurrency)
 
-    async with httpx.AsyncClient(headers=headers, limits=limits, **options) as client:
+    async with httpx.AsyncClient(limits=limits, **client_options(base, timeout_s)) as client:
 
         async def work() -> None:
             for request in waiting:
@@ -160,12 +158,13 @@ def _detail(response: httpx.Response) -> str:
     return " ".join(str(text).split())[:_MAX_DETAIL]
 
 
-def _client_options(base: str, timeout_s: float) -> tuple[dict[str, str], dict[str, Any]]:
+def client_options(base: str, timeout_s: float) -> dict[str, Any]:
+    """What any httpx client of the endpoint at ``base`` is made with: the user's key, proxies save to this machine."""
     key = os.environ.get("OPENAI_API_KEY")
     headers = {"Authorization": f"Bearer {key}"} if key else {}
     timeout = httpx.Timeout(timeout_s, connect=CONNECT_TIMEOUT_S)
     # A proxy of the environment is not meant for this machine itself.
-    return headers, {"timeout": timeout, "trust_env": urlsplit(base).hostname not in _LOOPBACK}
+    return {"headers": headers, "timeout": timeout, "trust_env": urlsplit(base).hostname not in _LOOPBACK}
 
 
 def _reason(error: Exception) -> str:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 from fourfold.errors import EvaluationError
 from fourfold.evaluate.answers import read_responses
-from fourfold.evaluate.score import sample_of
+from fourfold.evaluate.score import PromptScores, sample_of
 from fourfold.evaluate.statistics import Sample, difference_interval, paired_test, retained_interval
 from fourfold.results import (
     RESPONSES_FOLDER,
@@ -23,6 +24,15 @@ from fourfold.results import (
 
 #: A paired test below this p says that there is a difference.
 SIGNIFICANCE = 0.05
+
+
+@dataclass(frozen=True)
+class _Pair:
+    """One metric on the prompts that both have a value for; ``left_out`` counts those that only one of them has."""
+
+    baseline: Sample
+    candidate: Sample
+    left_out: int
 
 
 def require_same_prompts(baseline: TaskResult | None, task: str, sha256: str, where: str) -> TaskResult:
@@ -50,7 +60,7 @@ def compare_task(
     for base, metric in both:
         pair = None
         if samples and base.per_prompt and metric.per_prompt:
-            pair = _sample(samples[0], metric.name), _sample(samples[1], metric.name)
+            pair = _pair(*samples, metric.name)
         if base.score is not None and metric.score is not None:
             found.append(_compare(candidate, (base, base.score), (metric, metric.score), pair, seed))
     return tuple(found)
@@ -71,23 +81,35 @@ def _scores(task: TaskResult, folder: Path) -> list[dict[str, dict[str, PromptMe
     return by_repeat
 
 
-def _sample(scores: list[dict[str, dict[str, PromptMetric]]], metric: str) -> Sample:
-    return sample_of(scores, metric, list(scores[0]))
+def _pair(baseline: PromptScores, candidate: PromptScores, metric: str) -> _Pair:
+    theirs, ours = _prompts_with(metric, baseline), _prompts_with(metric, candidate)
+    shared = [name for name in ours if name in theirs]
+    left_out = len(theirs) + len(ours) - 2 * len(shared)
+    return _Pair(sample_of(baseline, metric, shared), sample_of(candidate, metric, shared), left_out)
+
+
+def _prompts_with(metric: str, scores: PromptScores) -> dict[str, None]:
+    return {name: None for by_prompt in scores for name, values in by_prompt.items() if metric in values}
 
 
 def _compare(
     task: TaskResult,
     baseline: tuple[MetricResult, float],
     candidate: tuple[MetricResult, float],
-    pair: tuple[Sample, Sample] | None,
+    pair: _Pair | None,
     seed: int,
 ) -> Comparison:
     """One metric; both come with their score, which is not None."""
     (base, base_score), (metric, score) = baseline, candidate
+    prompts = metric.prompts
+    if pair and pair.left_out and pair.baseline.score is not None and pair.candidate.score is not None:
+        # A difference between scores of unlike prompts is none of the models: every figure is of the shared ones.
+        base_score, score, prompts = pair.baseline.score, pair.candidate.score, pair.candidate.n
     difference = score - base_score
     quality = metric.unit == "proportion"
     ratio = score / base_score if base_score else None
-    test = paired_test(*pair, seed) if pair else None
+    samples = (pair.baseline, pair.candidate) if pair else None
+    test = paired_test(*samples, seed) if samples else None
     floor = noise_floor(base)
     comparison = Comparison(
         task=task.task,
@@ -95,20 +117,20 @@ def _compare(
         label=metric.label,
         direction=metric.direction,
         unit=metric.unit,
-        prompts=metric.prompts,
+        prompts=prompts,
         baseline_score=base_score,
         score=score,
         difference=difference,
-        difference_interval=difference_interval(*pair, seed) if pair else None,
+        difference_interval=difference_interval(*samples, seed) if samples else None,
         ratio=ratio,
         retained=ratio if quality else None,
-        retained_interval=retained_interval(*pair, seed) if pair and quality else None,
+        retained_interval=retained_interval(*samples, seed) if samples and quality else None,
         test=test,
         noise_floor=floor,
         verdict=_verdict(difference, metric.direction, test, floor),
         words="",
     )
-    return comparison.model_copy(update={"words": in_words(comparison)})
+    return comparison.model_copy(update={"words": _in_words(comparison, pair.left_out if pair else 0)})
 
 
 def _verdict(difference: float, direction: Direction, test: PairedTest | None, floor: NoiseFloor | None) -> Verdict:
@@ -121,7 +143,7 @@ def _verdict(difference: float, direction: Direction, test: PairedTest | None, f
     return Verdict.BETTER if (difference > 0) == (direction is Direction.HIGHER) else Verdict.WORSE
 
 
-def in_words(comparison: Comparison) -> str:
+def _in_words(comparison: Comparison, left_out: int) -> str:
     """The verdict as one sentence, with the figures it rests on."""
     unit = comparison.unit
     scores = f"{_show(comparison.score, unit)} against {_show(comparison.baseline_score, unit)}"
@@ -132,6 +154,8 @@ def in_words(comparison: Comparison) -> str:
     evidence = [] if comparison.test is None else [f"p {_show_p(comparison.test.p_value)}"]
     evidence.append(f"{comparison.prompts:,} prompts")
     evidence.append(f"noise floor {_show_signed(floor.value, unit)[1:]}" if floor else "noise floor not measured")
+    if left_out:
+        evidence.append(f"left out: {left_out:,} that only one of the two has a value for")
     verdict = {
         Verdict.WORSE: "worse",
         Verdict.BETTER: "better",

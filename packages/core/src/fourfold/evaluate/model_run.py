@@ -39,9 +39,11 @@ class ModelRun:
         record = self._source.record()
         claim(self._folder, record, self._config.seed)
         files = {task.planned.name: self._answers(task) for task in tasks if task.measurement is None}
+        # Of every task, not up to the first: what makes one impossible is said before another is asked.
+        to_ask = [task for task in tasks if self._must_be_asked(task, files, reference)]
         with ExitStack() as stack:
             endpoint: Endpoint | None = None
-            if any(self._must_be_asked(task, files, reference) for task in tasks):
+            if to_ask:
                 endpoint = stack.enter_context(self._source.serve(self._registry, self._progress))
                 served = {"served_model": endpoint.model, "server_version": server_version(endpoint)}
                 record = record.model_copy(update=served)

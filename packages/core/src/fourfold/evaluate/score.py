@@ -24,9 +24,9 @@ def sample_of(scores: PromptScores, metric: str, ids: Sequence[str]) -> Sample:
     """One metric on the prompts that have it, in order; repeats of a prompt are added up, since they are not
     independent.
     """
-    having = [name for name in ids if metric in scores[0].get(name, {})]
-    totals = [sum(by_prompt[name][metric].total for by_prompt in scores) for name in having]
-    counts = [sum(by_prompt[name][metric].count for by_prompt in scores) for name in having]
+    of_prompt = [[by[name][metric] for by in scores if metric in by.get(name, {})] for name in ids]
+    totals = [sum(value.total for value in values) for values in of_prompt if values]
+    counts = [sum(value.count for value in values) for values in of_prompt if values]
     return Sample(np.array(totals, dtype=np.float64), np.array(counts, dtype=np.float64))
 
 

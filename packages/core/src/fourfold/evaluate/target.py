@@ -16,7 +16,7 @@ import httpx
 from fourfold.checkpoint.index import CONFIG_FILE, read_json
 from fourfold.environments import workspace_root
 from fourfold.errors import ConfigError, EvaluationError
-from fourfold.evaluate.client import is_url
+from fourfold.evaluate.client import client_options, is_url
 from fourfold.hardware import detect
 from fourfold.interfaces.server import Endpoint, Server
 from fourfold.manifest import MANIFEST_FILE, Manifest, sha256_file
@@ -25,6 +25,8 @@ from fourfold.plugins import Entry, Registry
 from fourfold.progress import Progress
 from fourfold.results import Machine, ModelRecord
 from fourfold.serving.target import attach, choose_server, make_server
+
+_VERSION_TIMEOUT_S = 5.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,7 +136,8 @@ def _server_beside(registry: Registry, name: str | None) -> Entry | None:
 def server_version(endpoint: Endpoint) -> str | None:
     """What vLLM says at ``/version``; None from servers that do not."""
     try:
-        answer = httpx.get(endpoint.url.removesuffix("/v1") + "/version", timeout=5.0)
+        address = endpoint.url.removesuffix("/v1") + "/version"
+        answer = httpx.get(address, **client_options(endpoint.url, _VERSION_TIMEOUT_S))
         version = answer.json().get("version") if answer.is_success else None
     except (httpx.HTTPError, ValueError, AttributeError):
         return None

@@ -24,9 +24,14 @@ class MemoryUse(Config):
 
 
 def group_memory(pid: int) -> MemoryUse | None:
-    """Memory of the process group that ``pid`` heads, on GPUs where it holds any; None where nothing can be read."""
+    """Memory of the process group that ``pid`` heads, on GPUs where it holds any.
+
+    None where nothing can be read, and where the driver does not answer: host memory would pass for all there is.
+    """
     members = _group(pid)
     on_gpus = _gpu_bytes(members)
+    if on_gpus is None:
+        return None
     if on_gpus:
         return MemoryUse(num_bytes=on_gpus, measure="gpu")
     peaks = [_peak_bytes(member) for member in members]
@@ -53,12 +58,18 @@ def _peak_bytes(pid: int) -> int:
     return int(match[1]) * 1024 if match else 0
 
 
-def _gpu_bytes(pids: set[int]) -> int:
+def _gpu_bytes(pids: set[int]) -> int | None:
+    """0 without a driver, None where it is asked in vain."""
     program = shutil.which("nvidia-smi")
     if program is None:
         return 0
     command = [program, "--query-compute-apps=pid,used_memory", "--format=csv,noheader,nounits"]
-    result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=_TIMEOUT_S)
+    try:
+        result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=_TIMEOUT_S)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    if result.returncode != 0 and "No devices were found" not in result.stdout:
+        return None
     total = 0
     for line in result.stdout.splitlines():
         pid, _, used = (field.strip() for field in line.partition(","))

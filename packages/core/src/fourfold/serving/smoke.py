@@ -17,6 +17,7 @@ from fourfold.config import Config
 from fourfold.demo.chat import chat_messages
 from fourfold.demo.tasks import Problem, get_task
 from fourfold.errors import UnknownNameError
+from fourfold.evaluate.client import client_options
 from fourfold.interfaces.server import Endpoint
 from fourfold.progress import Progress
 
@@ -104,7 +105,7 @@ def ask(endpoint: Endpoint, problem: Problem, *, streamed: bool, max_tokens: int
         "temperature": 0,
         "stream": streamed,
     }
-    with httpx.Client(timeout=_TIMEOUT_S, trust_env=False) as client:
+    with httpx.Client(**client_options(endpoint.url, _TIMEOUT_S)) as client:
         request = client.build_request("POST", f"{endpoint.url}/chat/completions", json=payload)
         response = client.send(request, stream=streamed)
         try:

@@ -14,7 +14,7 @@ from fourfold.progress import Progress
 from fourfold.results import Direction, MetricResult
 from fourfold_eval.divergence.kernel import PositionDivergence, divergence
 from fourfold_eval.divergence.logprobs import fetch, load, missing
-from fourfold_eval.divergence.sequences import SequenceSet, answer_prompts, chat_prompts
+from fourfold_eval.divergence.sequences import Messages, SequenceSet, answer_prompts, chat_prompts
 from fourfold_eval.options import DivergenceOptions
 
 
@@ -22,9 +22,14 @@ class Divergence(Measurement[DivergenceOptions]):
     """Teacher-forced: at every token of the baseline's answer, both say what they would have put there."""
 
     def needs_endpoint(self, job: MeasurementJob) -> bool:
-        """Until every text and every distribution is there."""
-        sequences = SequenceSet.load(job.folder) if job.reference is None else self._reference(job.reference)
-        return sequences is None or bool(missing(sequences, job.folder))
+        """Until every text and every distribution is there; :class:`EvaluationError` where what is there forbids it."""
+        if job.reference is not None:
+            reference = self._reference(job.reference)
+            if lacking := missing(reference, job.reference):
+                raise _unusable(job.reference, lacking[0])
+            return bool(missing(reference, job.folder))
+        saved, prompts = self._saved(job)
+        return saved is None or len(saved.sequences) < len(prompts) or bool(missing(saved, job.folder))
 
     def measure(self, job: MeasurementJob, progress: Progress) -> Measured:
         """No metrics for the baseline itself; :class:`EvaluationError` where it has none to compare with."""
@@ -36,10 +41,9 @@ class Divergence(Measurement[DivergenceOptions]):
         self._fetch(reference, job, progress)
         found = []
         for index in range(len(reference.sequences)):
-            base, own = load(job.reference, index), load(job.folder, index)
+            base, own = load(reference, index, job.reference), load(reference, index, job.folder)
             if base is None or own is None:
-                side = job.reference if base is None else job.folder
-                raise EvaluationError(f"kl: the distributions of prompt {index} in {side} are missing or damaged")
+                raise _unusable(job.reference if base is None else job.folder, index)
             found.append(divergence(base, own))
         return _measured(_metrics(found, job.seed), reference)
 
@@ -58,15 +62,27 @@ class Divergence(Measurement[DivergenceOptions]):
             fetch(sequences, indices, _endpoint(job), job, progress)
 
     def _own_sequences(self, job: MeasurementJob, progress: Progress) -> SequenceSet:
-        saved = SequenceSet.load(job.folder)
-        wanted = chat_prompts(self.options, job)
-        if saved is not None and saved.options == self.options and len(saved.sequences) == len(wanted):
+        saved, prompts = self._saved(job)
+        if saved is not None and len(saved.sequences) == len(prompts):
             return saved
-        if saved is not None:
-            raise EvaluationError(f"kl: {job.folder} holds other prompts; choose another --output")
-        made = answer_prompts(wanted, _endpoint(job), self.options, job, progress)
+        made = answer_prompts(saved, prompts, _endpoint(job), self.options, job, progress)
         made.save(job.folder)
         return made
+
+    def _saved(self, job: MeasurementJob) -> tuple[SequenceSet | None, list[Messages]]:
+        """What an earlier run answered, and all prompts, of which these are the first."""
+        prompts = chat_prompts(self.options, job)
+        saved = SequenceSet.load(job.folder)
+        if saved is not None:
+            saved.require_prompts(prompts, self.options, job.folder)
+        return saved, prompts
+
+
+def _unusable(folder: Path, index: int) -> EvaluationError:
+    return EvaluationError(
+        f"kl: the distributions of prompt {index} in {folder} are missing, damaged or of another text; "
+        "evaluate kl on that model again"
+    )
 
 
 def _endpoint(job: MeasurementJob) -> Endpoint:

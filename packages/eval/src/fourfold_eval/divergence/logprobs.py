@@ -22,8 +22,8 @@ ALL = -1
 
 
 def missing(sequences: SequenceSet, folder: Path) -> list[int]:
-    """Sequences whose distributions are not in ``folder``, or are damaged there."""
-    return [index for index in range(len(sequences.sequences)) if load(folder, index) is None]
+    """Sequences whose distributions are not in ``folder``, are damaged there, or were measured on other tokens."""
+    return [index for index in range(len(sequences.sequences)) if load(sequences, index, folder) is None]
 
 
 def fetch(
@@ -51,7 +51,7 @@ def fetch(
         if len(rows) != len(sequence.answer_ids):
             raise EvaluationError(f"{endpoint.url}: log-probabilities of {len(rows)} answer tokens, "
                                   f"asked for {len(sequence.answer_ids)}")  # fmt: skip
-        save(_distributions(rows), job.folder, reply.key)
+        _save(_distributions(rows), sequences, reply.key, job.folder)
         progress.advance(1)
 
     ask(endpoint.url, requests, receive, concurrency=job.concurrency, timeout_s=job.timeout_s)
@@ -79,20 +79,23 @@ def _distributions(rows: list[dict[str, Any]]) -> Distributions:
     return Distributions(ids, logprobs)
 
 
-def save(distributions: Distributions, folder: Path, index: int) -> None:
+def _save(distributions: Distributions, sequences: SequenceSet, index: int, folder: Path) -> None:
     """Write one sequence's file, whole or not at all."""
+    asked = np.array(sequences.asked_sha256(index))
     path = _path(folder, index)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
     with partial.open("wb") as stream:
-        np.savez_compressed(stream, ids=distributions.ids, logprobs=distributions.logprobs)
+        np.savez_compressed(stream, asked_sha256=asked, ids=distributions.ids, logprobs=distributions.logprobs)
     os.replace(partial, path)
 
 
-def load(folder: Path, index: int) -> Distributions | None:
-    """One sequence's distributions; None where the file is missing or damaged."""
+def load(sequences: SequenceSet, index: int, folder: Path) -> Distributions | None:
+    """One sequence's distributions; None where the file is missing, damaged, or measured on other tokens."""
     try:
         with np.load(_path(folder, index), allow_pickle=False) as arrays:
+            if str(arrays["asked_sha256"]) != sequences.asked_sha256(index):
+                return None
             return Distributions(arrays["ids"], arrays["logprobs"])
     except (OSError, ValueError, KeyError, BadZipFile):
         return None

@@ -23,6 +23,9 @@ SEQUENCES_FILE = "sequences.json"
 _GSM8K_FILE = "gsm8k_test.jsonl"
 _PROMPTS_FILE = "prompts.jsonl"
 
+#: One conversation, as a chat endpoint takes it.
+Messages = list[dict[str, Any]]
+
 
 class TokenSequence(Config):
     """One conversation as the server tokenized it: the templated prompt, then the answer with its closing token."""
@@ -32,16 +35,40 @@ class TokenSequence(Config):
 
 
 class SequenceSet(Config):
-    """Every sequence in order, with what made them: a candidate is measured with the same options."""
+    """Every sequence in order, with what made them: a candidate is measured with the same options.
+
+    ``prompts_sha256`` has one of each sequence's messages, as the data gave them.
+    """
 
     options: DivergenceOptions
     model: str
+    prompts_sha256: tuple[str, ...]
     sequences: tuple[TokenSequence, ...]
 
     @property
     def ids_sha256(self) -> str:
         """Over all token ids."""
         return hashlib.sha256(self.model_dump_json(include={"sequences"}).encode()).hexdigest()
+
+    def asked_sha256(self, index: int) -> str:
+        """Over whatever decides what the distributions of one sequence are of."""
+        sequence = self.sequences[index]
+        asked = [self.options.top_k, sequence.prompt_ids, sequence.answer_ids]
+        return hashlib.sha256(json.dumps(asked).encode()).hexdigest()
+
+    def require_prompts(self, prompts: Sequence[Messages], options: DivergenceOptions, folder: Path) -> None:
+        """:class:`EvaluationError` where these were made of anything but the first of ``prompts``."""
+        given = self.options.canonical_json()
+        if self.options != options:
+            raise EvaluationError(f"kl: {folder} was made with other options ({given}); choose another --output")
+        known = [_prompt_sha256(messages) for messages in prompts]
+        for index, sha256 in enumerate(self.prompts_sha256):
+            if known[index : index + 1] != [sha256]:
+                what = "reads otherwise now" if index < len(known) else "is not asked now"
+                raise EvaluationError(
+                    f"kl: {folder} answers prompt {index}, which {what}; it was made with another --limit or --data: "
+                    "choose another --output"
+                )
 
     def save(self, folder: Path) -> None:
         """Write ``folder``/sequences.json."""
@@ -57,7 +84,7 @@ class SequenceSet(Config):
         return cls.parse(read_json(path), where=str(path)) if path.is_file() else None
 
 
-def chat_prompts(options: DivergenceOptions, job: MeasurementJob) -> list[list[dict[str, Any]]]:
+def chat_prompts(options: DivergenceOptions, job: MeasurementJob) -> list[Messages]:
     """The conversations to answer, in a fixed order."""
     count = min(job.limit or options.max_prompts, options.max_prompts)
     if options.prompts == "gsm8k":
@@ -99,15 +126,19 @@ def _hub_questions() -> list[str]:
 
 
 def answer_prompts(
-    prompts: Sequence[list[dict[str, Any]]],
+    saved: SequenceSet | None,
+    prompts: Sequence[Messages],
     endpoint: Endpoint,
     options: DivergenceOptions,
     job: MeasurementJob,
     progress: Progress,
 ) -> SequenceSet:
-    """Greedy answers of the baseline, with the ids of prompt and answer as the server has them."""
-    progress.begin(f"{job.target.name}: kl answers", total=len(prompts), unit="prompt")
-    found: dict[int, TokenSequence] = {}
+    """Greedy answers of the baseline, with the ids of prompt and answer as the server has them.
+
+    ``saved`` answers the first of ``prompts``, which are not asked again.
+    """
+    found = dict(enumerate(saved.sequences if saved else ()))
+    progress.begin(f"{job.target.name}: kl answers", total=len(prompts) - len(found), unit="prompt")
 
     def receive(reply: Reply) -> None:
         found[reply.key] = _read_sequence(reply, endpoint.url)
@@ -127,10 +158,12 @@ def answer_prompts(
             },
         )
         for index, messages in enumerate(prompts)
+        if index not in found
     ]
     ask(endpoint.url, requests, receive, concurrency=job.concurrency, timeout_s=job.timeout_s)
     ordered = tuple(found[index] for index in range(len(prompts)))
-    return SequenceSet(options=options, model=job.target.name, sequences=ordered)
+    hashes = tuple(_prompt_sha256(messages) for messages in prompts)
+    return SequenceSet(options=options, model=job.target.name, prompts_sha256=hashes, sequences=ordered)
 
 
 def _read_sequence(reply: Reply, url: str) -> TokenSequence:
@@ -141,3 +174,7 @@ def _read_sequence(reply: Reply, url: str) -> TokenSequence:
     if not prompt_ids or not answer_ids:
         raise EvaluationError(f"{url}: returns no token ids; kl needs vLLM's return_token_ids and prompt_logprobs")
     return TokenSequence(prompt_ids=tuple(prompt_ids), answer_ids=tuple(answer_ids))
+
+
+def _prompt_sha256(messages: Messages) -> str:
+    return hashlib.sha256(json.dumps(messages, sort_keys=True).encode()).hexdigest()
