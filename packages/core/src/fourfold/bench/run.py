@@ -63,10 +63,11 @@ def bench(subject: Target, baseline: Target | None, spec: BenchSpec, progress: P
         if target is not None:
             spec, more = fit(spec, _context(target))
             cuts += more
+    machine = this_machine()  # before minutes are spent on figures: a driver may refuse to say what it has
     first = _measure(baseline, spec, progress) if baseline else None
     second = _measure(subject, spec, progress)
     return BenchReport(
-        machine=this_machine(), packages=package_versions(ASKING), spec=spec, cuts=cuts, baseline=first, subject=second
+        machine=machine, packages=package_versions(ASKING), spec=spec, cuts=cuts, baseline=first, subject=second
     )
 
 
