@@ -15,6 +15,7 @@ from fourfold.page import Table, markdown_table
 from fourfold.report.candidate import Candidate, choose
 from fourfold.report.collect import Measured
 from fourfold.results import Verdict
+from fourfold.study.table import count_doubts
 
 #: The published card's benchmarks; others that were measured follow them.
 PUBLISHED_BENCHMARKS = (
@@ -85,9 +86,21 @@ def _summary(candidate: Candidate) -> str:
     lines = ["NVFP4 quantization of a Gemma 4 mixture-of-experts model."]
     if scheme is not None:
         lines.append(f"{_SCHEMES[scheme]}.")
-    if candidate.verified:
-        lines.append(f"Verified by value against its source: {candidate.checks or 0:,} checks, no finding.")
+    if candidate.verified is not None:
+        lines.append(_verified(candidate))
     return " ".join(lines)
+
+
+def _verified(candidate: Candidate) -> str:
+    checks = f"{candidate.checks or 0:,} checks"
+    if not candidate.verified:
+        return f"**Not right** by value against its source: {candidate.findings:,} findings in {checks}."
+    if not candidate.doubts:
+        return f"Verified by value against its source: {checks}, no finding."
+    return (
+        f"Verified by value against its source: {checks}, nothing wrong, and {count_doubts(candidate.doubts)}: "
+        "what no file can settle and scores decide (`fourfold verify` names each)."
+    )
 
 
 def _key_specs(candidate: Candidate, absent: list[str]) -> str:

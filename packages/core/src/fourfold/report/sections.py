@@ -59,6 +59,11 @@ def _made(measured: Measured) -> Iterator[Item]:
     if measured.study is not None:
         yield measured.study.study.summary
         yield from study_tables(measured.study)
+        if any(cell.doubts for cell in measured.study.cells):
+            yield (
+                "A doubt is what the verifier cannot settle from files: weights carried further from their source than "
+                "rounding leaves them. It makes no checkpoint wrong; the scores decide."
+            )
 
 
 def _quality(measured: Measured) -> Iterator[Item]:
