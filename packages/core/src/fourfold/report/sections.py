@@ -191,9 +191,8 @@ def _provenance(measured: Measured) -> Iterator[Item]:
         rows += [("study, sha256", measured.study.study_sha256), ("study, seed", str(measured.study.study.seed))]
     for named in measured.evaluations:
         record = named.record
-        rows.append(
-            (f"{named.name}: seed, repeats, limit", f"{record.seed}, {record.repeats}, {record.limit or 'all'}")
-        )
+        cut = ", ".join(f"{task.task} to {task.prompts:,} prompts" for task in record.cut) or "nothing"
+        rows.append((f"{named.name}: seed, repeats, cut by a limit", f"{record.seed}, {record.repeats}, {cut}"))
         rows += [
             (f"{named.name}: {t.task}, prompts sha256", t.prompts_sha256) for t in record.tasks if t.prompts_sha256
         ]
