@@ -78,8 +78,8 @@ def test_an_evaluation_is_another_with_other_benchmarks_or_data(
 ):
     records = {"eval": "a"}
 
-    def sha256(environment: Environment | None) -> str | None:
-        return records.get(environment.name) if environment else "the workspace's"
+    def sha256(environment: Environment | None, implementation: str) -> str:
+        return f"{implementation} {records.get(environment.name) if environment else None}"
 
     monkeypatch.setattr("fourfold.study.evaluation.environment_sha256", sha256)
     data = tmp_path / "data"

@@ -55,15 +55,15 @@ def evaluation_identity(config: EvalConfig, registry: Registry, source_files: Ma
     """Hash of all that decides an evaluation: what is asked, from which data, of which files, by which packages of the
     server's and each benchmark's environment; no place enters.
     """
-    environment = choose_server(registry, config.server).environment
+    server = choose_server(registry, config.server)
     tasks = plan_tasks(config.tasks, config.options, registry)
     manifest = Path(config.model) / MANIFEST_FILE
     record = {
         "asked": config.model_dump(mode="json", exclude={"model", "output", "baseline", "data"}),
         "manifest": sha256_file(manifest) if config.baseline and manifest.is_file() else None,
         "source_files": dict(source_files),
-        "environment": environment_sha256(environment),
-        "benchmarks": {task.name: environment_sha256(task.entry.environment) for task in tasks},
+        "environment": environment_sha256(server.environment, server.implementation),
+        "benchmarks": {t.name: environment_sha256(t.entry.environment, t.entry.implementation) for t in tasks},
         "data": _data_files(config.data),
     }
     return hashlib.sha256(json.dumps(record, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
