@@ -42,6 +42,15 @@ def test_the_record_says_what_was_asked_and_answered(run: Run, endpoint: FakeEnd
     assert EvalRecord.load(tmp_path / "out") == record
 
 
+def test_the_record_says_which_task_was_cut(run: Run, tmp_path: Path) -> None:
+    record = run(limit=None, limits={"demo-math": 7})
+    assert (record.limit, record.limits) == (None, {"demo-math": 7})
+    assert [(task.task, task.prompts) for task in record.cut] == [("demo-math", 7)]
+    assert EvalRecord.load(tmp_path / "out").cut == record.cut
+    assert record.model_copy(update={"limits": {"demo-math": 8}}).cut == ()
+    assert record.model_copy(update={"limits": {}}).cut == ()
+
+
 def test_a_model_made_worse_by_a_known_amount_is_called_worse(
     run: Run, endpoint: FakeEndpoint, solve, tmp_path: Path
 ) -> None:

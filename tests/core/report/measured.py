@@ -88,6 +88,10 @@ def evaluation(manifest_sha256: str) -> EvalRecord:
             ),
         ),
     )  # fmt: skip
+    asked = TaskResult(
+        task="gsm8k", label="GSM8K", benchmark="gsm8k", prompts=1000, scored=1000, prompts_sha256="b" * 64, seconds=5.0,
+        metrics=(),
+    )  # fmt: skip
     return EvalRecord(
         model=ModelRecord(
             name="tiny-NVFP4", source="x", kind="checkpoint", manifest_sha256=manifest_sha256, scheme="W4A4",
@@ -95,7 +99,7 @@ def evaluation(manifest_sha256: str) -> EvalRecord:
         ),
         baseline=ModelRecord(name="tiny", source="y", kind="checkpoint", scheme="BF16", size_bytes=15_000_000),
         machine=MACHINE, packages={"lm_eval": "0.4.13"}, started="2026-01-01T00:00:00Z", seconds=9.0, concurrency=4,
-        limit=1000, seed=11, tasks=(task,), comparisons=tuple(comparisons),
+        limit=1000, limits={"kl": 200}, seed=11, tasks=(asked, task), comparisons=tuple(comparisons),
     )  # fmt: skip
 
 

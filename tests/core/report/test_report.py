@@ -10,7 +10,12 @@ import pytest
 
 from core.report.measured import write_everything
 from fourfold.errors import FourfoldError
+from fourfold.plan import QuantizeConfig
+from fourfold.plugins import Registry
 from fourfold.report import Measured, collect, write_card, write_report
+from fourfold.study import StudyResults
+from fourfold.study.results import CellResult
+from fourfold.study.spec import parse_study
 
 
 @pytest.fixture
@@ -32,7 +37,12 @@ def test_the_markdown_has_every_figure(folder: Path) -> None:
         "53 ms",
     ):
         assert figure in text, figure
-    for fact in ("GPU Nine", "c" * 64, "11, 1, 1000", "128 experts, from 0 to 127"):
+    for fact in (
+        "GPU Nine",
+        "c" * 64,
+        "11, 1, gsm8k to 1,000 prompts, kl to 200 prompts",
+        "128 experts, from 0 to 127",
+    ):
         assert fact in text, fact
     assert "## Not measured" not in text
 
@@ -70,9 +80,9 @@ def test_a_page_needs_nothing_else(folder: Path) -> None:
     assert "prefers-color-scheme: dark" in page
 
 
-def test_the_card_has_the_published_rows_that_were_measured(folder: Path) -> None:
+def test_the_card_has_the_published_rows_that_were_measured(folder: Path, registry: Registry) -> None:
     absent = write_card(
-        collect(folder), folder, folder / "README.md", checkpoint=None,
+        collect(folder), folder, folder / "README.md", registry, checkpoint=None,
         base_model="google/gemma-4-26B-A4B-it", license_name="apache-2.0",
     )  # fmt: skip
     text = (folder / "README.md").read_text(encoding="utf-8")
@@ -94,7 +104,7 @@ def test_the_card_has_the_published_rows_that_were_measured(folder: Path) -> Non
         "--algorithm gptq --targets all-linear --exclude '*.layers.5.mlp.*' --calibration demo --samples 64",
         "from 0 to 127, 64 on average; 1 of 128 experts saw none",
         "Worse than BF16 beyond chance: GSM8K (flexible-extract), GSM8K (strict-match)",
-        "Benchmarks were cut to 1000 prompts a task",
+        "Cut by a limit: gsm8k to 1,000 prompts, kl to 200 prompts",
     ):
         assert row in text, row
     wanted = [f"Quality: IFEval {which}" for which in ("prompt-strict", "inst-strict", "prompt-loose", "inst-loose")]
@@ -103,12 +113,58 @@ def test_the_card_has_the_published_rows_that_were_measured(folder: Path) -> Non
     assert "| IFEval" not in text
 
 
-def test_the_hub_takes_the_front_matter(folder: Path) -> None:
+def write_study(folder: Path, **of_the_cell: object) -> None:
+    """A study's results whose one cell is the checkpoint."""
+    study = parse_study(
+        {
+            "name": "a-study", "summary": "for a test", "model": "demo",
+            "cells": [{"name": "tiny", "quantizer": "reference", "layout": "modelopt"}],
+        }
+    )  # fmt: skip
+    cell = {
+        "name": "tiny", "status": "done", "identity": "0" * 64, "config": QuantizeConfig(model="demo"),
+        "checkpoint": "ckpt/tiny-NVFP4", "bytes_before": 3, "bytes_after": 1, "checks": 5000,
+    }  # fmt: skip
+    results = StudyResults(
+        study=study, study_sha256=study.sha256(), source_files={}, packages={},
+        cells=(CellResult.model_validate(cell | of_the_cell),),
+    )  # fmt: skip
+    results.write(folder)
+
+
+@pytest.mark.parametrize(
+    ("verified", "findings", "said"),
+    [
+        (True, 0, "Verified by value against its source: 5,000 checks, no finding."),
+        (
+            True,
+            14,
+            "Verified by value against its source: 5,000 checks, nothing wrong, and 14 doubts: what no file can settle "
+            "and scores decide (`fourfold verify` names each).",
+        ),
+        (False, 3, "**Not right** by value against its source: 3 findings in 5,000 checks."),
+    ],
+)
+def test_what_the_verifier_found_is_said(
+    verified: bool, findings: int, said: str, folder: Path, registry: Registry
+) -> None:
+    write_study(folder, verified=verified, findings=findings)
+    measured = collect(folder)
+    write_card(measured, folder, folder / "README.md", registry, checkpoint=None, base_model=None, license_name="mit")
+    assert said in (folder / "README.md").read_text(encoding="utf-8")
+    write_report(measured, folder / "report")
+    report = (folder / "report" / "report.md").read_text(encoding="utf-8")
+    doubtful = verified and findings > 0
+    assert ("| yes, 14 doubts |" in report) is doubtful
+    assert ("A doubt is what the verifier cannot settle" in report) is doubtful
+
+
+def test_the_hub_takes_the_front_matter(folder: Path, registry: Registry) -> None:
     from huggingface_hub import ModelCard
 
     path = folder / "README.md"
     write_card(
-        collect(folder), folder, path, checkpoint="tiny-NVFP4", base_model="google/gemma-4-26B-A4B-it",
+        collect(folder), folder, path, registry, checkpoint="tiny-NVFP4", base_model="google/gemma-4-26B-A4B-it",
         license_name="apache-2.0",
     )  # fmt: skip
     card = ModelCard.load(path)
@@ -122,11 +178,11 @@ def test_the_hub_takes_the_front_matter(folder: Path) -> None:
     assert card.text.lstrip().startswith("# tiny-NVFP4")
 
 
-def test_a_card_of_weights_nobody_measured_says_so(folder: Path) -> None:
+def test_a_card_of_weights_nobody_measured_says_so(folder: Path, registry: Registry) -> None:
     shutil.rmtree(folder / "eval")
     (folder / "bench.json").unlink()
     absent = write_card(
-        collect(folder), folder, folder / "README.md", checkpoint=None, base_model=None, license_name="apache-2.0"
+        collect(folder), folder, folder / "README.md", registry, checkpoint=None, base_model=None, license_name="mit"
     )
     text = (folder / "README.md").read_text(encoding="utf-8")
     assert "No benchmark was measured against BF16." in text
@@ -136,17 +192,18 @@ def test_a_card_of_weights_nobody_measured_says_so(folder: Path) -> None:
     assert "base_model" not in text.split("---")[1]
 
 
-def test_refusals(folder: Path, tmp_path: Path) -> None:
+def test_refusals(folder: Path, registry: Registry, tmp_path: Path) -> None:
+    path = tmp_path / "c.md"
     (tmp_path / "empty").mkdir()
     with pytest.raises(FourfoldError, match="no such folder; give the output of fourfold study run or fourfold eval"):
         collect(tmp_path / "nowhere")
     with pytest.raises(FourfoldError, match=r"nothing measured there; expected results\.json of a study, eval\.json"):
         collect(tmp_path / "empty")
     with pytest.raises(FourfoldError, match=r"no checkpoint 'other' below .*; give one of: tiny-NVFP4"):
-        write_card(collect(folder), folder, tmp_path / "c.md", checkpoint="other", base_model=None, license_name="mit")
+        write_card(collect(folder), folder, path, registry, checkpoint="other", base_model=None, license_name="mit")
     shutil.copytree(folder / "ckpt" / "tiny-NVFP4", folder / "ckpt" / "second")
     with pytest.raises(FourfoldError, match=r"several checkpoints below .*; give one of: second, tiny-NVFP4"):
-        write_card(collect(folder), folder, tmp_path / "c.md", checkpoint=None, base_model=None, license_name="mit")
+        write_card(collect(folder), folder, path, registry, checkpoint=None, base_model=None, license_name="mit")
     (folder / "bench.json").write_text("{}", encoding="utf-8")
     with pytest.raises(FourfoldError, match=r"bench.json.machine: Field required"):
         collect(folder)

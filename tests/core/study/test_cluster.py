@@ -35,6 +35,8 @@ sequence_length = 64
 batch_size = 2
 """
 
+#: The nodes have one CPU each; a quantize stage asks for as many as it has threads.
+ONE_CPU = parse_needs(["quantize.cpus=1"])
 
 HEALTH_CHECK = {"initial_delay_ms": "1000", "period_ms": "1000", "timeout_ms": "2000", "failure_threshold": "2"}
 
@@ -91,7 +93,7 @@ def test_a_node_is_lost_midway_and_the_results_are_those_of_one_machine(
     with RayExecutor(cluster.address, output) as executor:
         thread = threading.Thread(target=lose_the_node_that_quantizes)
         thread.start()
-        results = run_study(plan, registry, executor, output, NoProgress())
+        results = run_study(plan, registry, executor, output, NoProgress(), needs=ONE_CPU)
         thread.join()
     assert lost, "no two quantize stages ran at once"
     assert not any(name.startswith("quantize-") for name in lost[0])
@@ -106,12 +108,13 @@ def test_what_the_cluster_cannot_hold_is_refused_before_any_work(
     text = '[recipe]\nscheme = "W4A16"\n[matrix]\nquantizers = ["reference"]\nlayouts = ["modelopt"]\n'
     plan = plan_study(make_study(text, model=model), registry)
     output = tmp_path / "out"
+    needs = parse_needs(["quantize.gpus=3", "quantize.cpus=1"])
     with RayExecutor(cluster.address, output) as executor:
         message = r"no node holds 'quantize reference-max.*' \(1 CPUs, 3 GPUs, .* GB\); change it with --needs quantize"
         with pytest.raises(ConfigError, match=message):
-            run_study(plan, registry, executor, output, NoProgress(), needs=parse_needs(["quantize.gpus=3"]))
+            run_study(plan, registry, executor, output, NoProgress(), needs=needs)
         assert not (output / "checkpoints").exists()
-        results = run_study(plan, registry, executor, output, NoProgress())
+        results = run_study(plan, registry, executor, output, NoProgress(), needs=ONE_CPU)
     assert (results.ok, [cell.name for cell in results.cells]) == (True, [CELLS[0]])
 
 

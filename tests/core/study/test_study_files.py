@@ -186,6 +186,10 @@ def test_a_wrong_file_is_refused_by_key(text: str, message: str, make_study: Mak
             '[[cells]]\nname = "one"\nquantizer = "modelopt"\nlayout = "modelopt"\nrecipe = { schem = "W4A4" }\n',
             r"one: recipe\.schem: unknown key",
         ),
+        (
+            '[[cells]]\nname = "baseline"\nquantizer = "modelopt"\nlayout = "modelopt"\n',
+            r"baseline: the name of the unquantized model's evaluation; give the cell another",
+        ),
     ],
 )
 def test_a_wrong_cell_is_named(text: str, message: str, registry: Registry, make_study: MakeStudy):

@@ -100,8 +100,31 @@ def test_a_damaged_cell_is_run_again_and_the_other_kept(fault: str, copy: Path, 
         (folder / "manifest.json").write_text("{}")
     results, notes = again(copy)
     assert results.ok
-    assert notes == [f"{CELLS[0]}: complete, kept", f"job 1 of 2, quantize {CELLS[1]}", f"job 2 of 2, {CELLS[1]}"]
+    assert notes == [f"{CELLS[0]}: complete, kept", f"job 1 of 2, quantize {CELLS[1]}", f"job 2 of 2, cell {CELLS[1]}"]
     assert not (folder / "extra.json").exists()
+
+
+def test_a_card_beside_a_checkpoint_is_no_damage(copy: Path, again):
+    added = [copy / "checkpoints" / CELLS[1] / name for name in ("README.md", "LICENSE.txt")]
+    for path in added:
+        path.write_text("a publisher's")
+    before = read(copy)
+    results, notes = again(copy)
+    assert (results, notes) == (before, [f"{name}: complete, kept" for name in CELLS])
+    assert all(path.is_file() for path in added)
+
+
+def test_doubts_are_counted_beside_the_yes(finished: Path):
+    results = read(finished)
+
+    def verified(**changes) -> str:
+        cell = results.cells[0].model_copy(update=changes)
+        return study_tables(results.model_copy(update={"cells": (cell,)}))[0].rows[0][3]
+
+    assert verified() == "yes"
+    assert verified(findings=14) == "yes, 14 doubts"
+    assert verified(findings=1) == "yes, 1 doubt"
+    assert verified(findings=14, verified=False) == "no: 14 findings"
 
 
 def test_a_changed_model_runs_every_cell_again(finished: Path, copy: Path, model: Path, tmp_path: Path, again):

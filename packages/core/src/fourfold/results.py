@@ -193,7 +193,11 @@ class Machine(Config):
 
 
 class EvalRecord(Config):
-    """``eval.json``: one model, its tasks, and what they come to beside the baseline's."""
+    """``eval.json``: one model, its tasks, and what they come to beside the baseline's.
+
+    ``limit`` is how many prompts of a task were asked for, None for all; ``limits`` are single tasks' own, in place of
+    it.
+    """
 
     schema_version: Literal[1] = SCHEMA_VERSION
     model: ModelRecord
@@ -204,6 +208,7 @@ class EvalRecord(Config):
     seconds: float
     concurrency: PositiveInt
     limit: int | None = None
+    limits: dict[str, PositiveInt] = Field(default_factory=dict)
     repeats: PositiveInt = 1
     seed: int
     tasks: tuple[TaskResult, ...]
@@ -213,6 +218,12 @@ class EvalRecord(Config):
     def task(self, name: str) -> TaskResult | None:
         """The task of that name, or None."""
         return next((found for found in self.tasks if found.task == name), None)
+
+    @property
+    def cut(self) -> tuple[TaskResult, ...]:
+        """The tasks whose limit was reached; a benchmark with no more prompts than its limit was asked whole."""
+        limits = {task.task: self.limits.get(task.task, self.limit) for task in self.tasks}
+        return tuple(task for task in self.tasks if (limit := limits[task.task]) is not None and task.prompts >= limit)
 
     @classmethod
     def load(cls, folder: Path) -> EvalRecord:

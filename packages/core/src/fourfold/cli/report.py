@@ -31,11 +31,15 @@ def card(
     output: Annotated[Path | None, typer.Option(help="The file to write; FOLDER/README.md by default.")] = None,
 ) -> int:
     """Write a Hugging Face model card filled from measurements, and say which of its rows were not measured."""
+    from fourfold.plugins import Registry, build_plugin_manager
     from fourfold.report import collect, write_card
 
     path = output or folder / "README.md"
     measured = collect(folder)
-    absent = write_card(measured, folder, path, checkpoint=checkpoint, base_model=base_model, license_name=license)
+    registry = Registry(build_plugin_manager())
+    absent = write_card(
+        measured, folder, path, registry, checkpoint=checkpoint, base_model=base_model, license_name=license
+    )
     for line in absent:
         print(f"not measured: {line}")
     print(path)

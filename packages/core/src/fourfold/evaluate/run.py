@@ -67,6 +67,7 @@ def _record(config: EvalConfig, clock: _Clock, model: ModelRecord, results: tupl
         seconds=clock.seconds,
         concurrency=config.concurrency,
         limit=config.limit,
+        limits=config.limits,
         repeats=config.repeats,
         seed=config.seed,
         tasks=results,

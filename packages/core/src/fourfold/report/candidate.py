@@ -28,6 +28,9 @@ class Candidate:
     bytes_after: int | None
     verified: bool | None
     checks: int | None
+    #: The verifier's findings, and those of them that are doubts.
+    findings: int
+    doubts: int
 
     @property
     def model(self) -> ModelRecord | None:
@@ -97,6 +100,8 @@ def choose(measured: Measured, folder: Path, name: str | None) -> Candidate:
         bytes_after=after or (cell.bytes_after if cell else None),
         verified=cell.verified if cell else None,
         checks=cell.checks if cell else None,
+        findings=(cell.findings or 0) if cell else 0,
+        doubts=cell.doubts if cell else 0,
     )
 
 

@@ -10,11 +10,13 @@ import shlex
 from pathlib import Path
 
 from fourfold.config import Scheme
-from fourfold.manifest import Manifest
 from fourfold.page import Table, markdown_table
+from fourfold.plugins import Registry
 from fourfold.report.candidate import Candidate, choose
 from fourfold.report.collect import Measured
+from fourfold.report.reproduce import reproduce
 from fourfold.results import Verdict
+from fourfold.study.table import count_doubts
 
 #: The published card's benchmarks; others that were measured follow them.
 PUBLISHED_BENCHMARKS = (
@@ -31,9 +33,19 @@ _Row = tuple[str | None, ...]
 
 
 def write_card(
-    measured: Measured, folder: Path, path: Path, *, checkpoint: str | None, base_model: str | None, license_name: str
+    measured: Measured,
+    folder: Path,
+    path: Path,
+    registry: Registry,
+    *,
+    checkpoint: str | None,
+    base_model: str | None,
+    license_name: str,
 ) -> tuple[str, ...]:
-    """Write the card to ``path``; returns the names of the rows that were not measured."""
+    """Write the card to ``path``; returns the names of the rows that were not measured.
+
+    ``registry`` knows the backends' defaults, which the command that makes the checkpoint again leaves out.
+    """
     candidate = choose(measured, folder, checkpoint)
     absent: list[str] = []
     parts = [
@@ -49,7 +61,7 @@ def write_card(
         "## Serving with vLLM",
         _serving(candidate, absent),
         "## How this was made",
-        _made(candidate, absent),
+        _made(candidate, registry, absent),
         "## Calibration",
         _calibration(candidate, absent),
         "## Limitations",
@@ -85,9 +97,21 @@ def _summary(candidate: Candidate) -> str:
     lines = ["NVFP4 quantization of a Gemma 4 mixture-of-experts model."]
     if scheme is not None:
         lines.append(f"{_SCHEMES[scheme]}.")
-    if candidate.verified:
-        lines.append(f"Verified by value against its source: {candidate.checks or 0:,} checks, no finding.")
+    if candidate.verified is not None:
+        lines.append(_verified(candidate))
     return " ".join(lines)
+
+
+def _verified(candidate: Candidate) -> str:
+    checks = f"{candidate.checks or 0:,} checks"
+    if not candidate.verified:
+        return f"**Not right** by value against its source: {candidate.findings:,} findings in {checks}."
+    if not candidate.doubts:
+        return f"Verified by value against its source: {checks}, no finding."
+    return (
+        f"Verified by value against its source: {checks}, nothing wrong, and {count_doubts(candidate.doubts)}: "
+        "what no file can settle and scores decide (`fourfold verify` names each)."
+    )
 
 
 def _key_specs(candidate: Candidate, absent: list[str]) -> str:
@@ -167,24 +191,25 @@ def _serving(candidate: Candidate, absent: list[str]) -> str:
     )
 
 
-def _made(candidate: Candidate, absent: list[str]) -> str:
+def _made(candidate: Candidate, registry: Registry, absent: list[str]) -> str:
     manifest = candidate.manifest
     if manifest is None:
         absent.append("How this was made: no manifest beside the evaluation")
         return "The checkpoint's manifest was out of sight when this card was written."
     recipe, packages = manifest.recipe, ", ".join(f"{k} {v}" for k, v in sorted(manifest.packages.items()))
+    threads = f"; {manifest.threads} CPU threads" if manifest.threads else ""
     return "\n".join(
         [
             f"- Quantizer: `{manifest.quantizer.name}`, {_options(manifest.quantizer.options)}",
             f"- Experts un-fused by: `{manifest.unfuser.name}`",
             f"- Targets: {recipe.targets}"
             + (f", without {', '.join(f'`{p}`' for p in recipe.exclude)}" if recipe.exclude else ""),
-            f"- Layout: {manifest.layout}; KV cache: {recipe.kv_cache}; seed {manifest.seed}",
+            f"- Layout: {manifest.layout}; KV cache: {recipe.kv_cache}; seed {manifest.seed}{threads}",
             f"- Packages: {packages}",
             "",
             "### Reproduce",
             "",
-            f"```bash\n{shlex.join(_command(manifest))}\n```",
+            reproduce(manifest, registry),
         ]
     )
 
@@ -218,26 +243,12 @@ def _limitations(candidate: Candidate, absent: list[str]) -> str:
     if candidate.manifest and candidate.manifest.fallbacks:
         rules = sorted({fallback.rule for fallback in candidate.manifest.fallbacks})
         lines.append(f"- {len(candidate.manifest.fallbacks)} modules got a derived value ({', '.join(rules)})")
-    if candidate.record and candidate.record.limit:
-        lines.append(f"- Benchmarks were cut to {candidate.record.limit} prompts a task")
+    if cut := candidate.record.cut if candidate.record else ():
+        lines.append(f"- Cut by a limit: {', '.join(f'{t.task} to {t.prompts:,} prompts' for t in cut)}")
     lines.append("- Community quantization, not an official NVIDIA or Google release")
     if absent:
         lines += ["", f"Not measured, and so not in this card: {'; '.join(absent)}."]
     return "\n".join(lines)
-
-
-def _command(manifest: Manifest) -> list[str]:
-    recipe, spec = manifest.recipe, manifest.calibration.spec if manifest.calibration else {}
-    command = ["fourfold", "quantize", "MODEL", "--output", "FOLDER", "--quantizer", manifest.quantizer.name]
-    command += ["--unfuser", manifest.unfuser.name, "--layout", manifest.layout, "--scheme", recipe.scheme]
-    for key, value in manifest.quantizer.options.items():
-        command += ["--algorithm", str(value)] if key == "algorithm" else []
-    command += ["--targets", recipe.targets, *(p for x in recipe.exclude for p in ("--exclude", x))]
-    for option in ("source", "samples", "sequence_length", "batch_size"):
-        if option in spec:
-            name = "calibration" if option == "source" else option.replace("_", "-")
-            command += [f"--{name}", str(spec[option])]
-    return [*command, "--seed", str(manifest.seed)]
 
 
 def _table(header: tuple[str, ...], rows: list[_Row], where: str, absent: list[str]) -> str:

@@ -59,6 +59,11 @@ def _made(measured: Measured) -> Iterator[Item]:
     if measured.study is not None:
         yield measured.study.study.summary
         yield from study_tables(measured.study)
+        if any(cell.doubts for cell in measured.study.cells):
+            yield (
+                "A doubt is what the verifier cannot settle from files: weights carried further from their source than "
+                "rounding leaves them. It makes no checkpoint wrong; the scores decide."
+            )
 
 
 def _quality(measured: Measured) -> Iterator[Item]:
@@ -186,9 +191,8 @@ def _provenance(measured: Measured) -> Iterator[Item]:
         rows += [("study, sha256", measured.study.study_sha256), ("study, seed", str(measured.study.study.seed))]
     for named in measured.evaluations:
         record = named.record
-        rows.append(
-            (f"{named.name}: seed, repeats, limit", f"{record.seed}, {record.repeats}, {record.limit or 'all'}")
-        )
+        cut = ", ".join(f"{task.task} to {task.prompts:,} prompts" for task in record.cut) or "nothing"
+        rows.append((f"{named.name}: seed, repeats, cut by a limit", f"{record.seed}, {record.repeats}, {cut}"))
         rows += [
             (f"{named.name}: {t.task}, prompts sha256", t.prompts_sha256) for t in record.tasks if t.prompts_sha256
         ]

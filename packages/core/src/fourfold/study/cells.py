@@ -9,7 +9,7 @@ from fourfold.errors import ConfigError, FourfoldError
 from fourfold.manifest import Component
 from fourfold.plan import QuantizeConfig
 from fourfold.plugins import Registry
-from fourfold.study.spec import OWN, CellSpec, LeftOut, Matrix, QuantizerChoice, Study, UnfuserChoice
+from fourfold.study.spec import BASELINE, OWN, CellSpec, LeftOut, Matrix, QuantizerChoice, Study, UnfuserChoice
 
 
 @dataclass(frozen=True)
@@ -140,7 +140,9 @@ def _find_repeats(cells: list[Cell], problems: list[str]) -> None:
     names: dict[str, Cell] = {}
     runs: dict[str, Cell] = {}
     for cell in cells:
-        if cell.name in names:
+        if cell.name == BASELINE:
+            problems.append(f"{BASELINE}: the name of the unquantized model's evaluation; give the cell another")
+        elif cell.name in names:
             problems.append(f"{cell.name}: two cells have this name; give one of their choices a label")
         elif (other := runs.get(cell.config.canonical_json())) is not None:
             problems.append(f"{cell.name}: the same run as {other.name}; leave one out")

@@ -15,10 +15,8 @@ from fourfold.evaluate.tasks import plan_tasks
 from fourfold.manifest import MANIFEST_FILE, sha256_file
 from fourfold.plugins import Registry
 from fourfold.serving.target import choose_server
-from fourfold.study.spec import Evaluation, Study
+from fourfold.study.spec import BASELINE, Evaluation, Study
 
-#: In the place of a cell's name: the unquantized model.
-BASELINE = "baseline"
 EVALUATIONS_FOLDER = "evaluations"
 IDENTITY_FILE = "identity"
 
@@ -54,16 +52,29 @@ def cell_config(study: Study, cell: str, output: Path) -> EvalConfig:
 
 
 def evaluation_identity(config: EvalConfig, registry: Registry, source_files: Mapping[str, str]) -> str:
-    """Hash of all that decides an evaluation: what is asked, of which files, by which packages; no place enters."""
-    environment = choose_server(registry, config.server).environment
+    """Hash of all that decides an evaluation: what is asked, from which data, of which files, by which packages of the
+    server's and each benchmark's environment; no place enters.
+    """
+    server = choose_server(registry, config.server)
+    tasks = plan_tasks(config.tasks, config.options, registry)
     manifest = Path(config.model) / MANIFEST_FILE
     record = {
         "asked": config.model_dump(mode="json", exclude={"model", "output", "baseline", "data"}),
         "manifest": sha256_file(manifest) if config.baseline and manifest.is_file() else None,
         "source_files": dict(source_files),
-        "environment": environment_sha256(environment),
+        "environment": environment_sha256(server.environment, server.implementation),
+        "benchmarks": {t.name: environment_sha256(t.entry.environment, t.entry.implementation) for t in tasks},
+        "data": _data_files(config.data),
     }
     return hashlib.sha256(json.dumps(record, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def _data_files(folder: Path | None) -> dict[str, str]:
+    """Digests of every file at or below the benchmarks' data folder: a task file may name others beside or below it."""
+    if folder is None:
+        return {}
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): sha256_file(path) for path in files}
 
 
 def clear_unless(folder: Path, identity: str) -> None:

@@ -26,6 +26,7 @@ class CellResult(Config):
         identity: hash of all that decides the cell: its config, the source's files, the environment's record.
         manifest_sha256: of the checkpoint's manifest, which holds the digest of every other file.
         artifact: folder of the quantize stage, relative to the study's output.
+        findings: of the verifier, its doubts among them.
         equal_to_artifact: whether the checkpoint's tensors are those its quantizer claimed; None when not compared.
         rare_experts: experts with fewer calibration tokens than ``recipe.min_expert_tokens``; None without counts.
         stages: as they were when the cell ran; ``reused`` ones had been finished by another cell or run.
@@ -57,6 +58,11 @@ class CellResult(Config):
     def ok(self) -> bool:
         """Done, verified, and not unlike its artifact."""
         return self.status == "done" and self.verified is True and self.equal_to_artifact is not False
+
+    @property
+    def doubts(self) -> int:
+        """Findings of a verified cell: what makes a checkpoint wrong leaves it unverified, so each is a doubt."""
+        return (self.findings or 0) if self.verified else 0
 
     @property
     def factor(self) -> float | None:

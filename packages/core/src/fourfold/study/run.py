@@ -18,13 +18,7 @@ from fourfold.pipeline import StageTime, hash_source
 from fourfold.plugins import Registry
 from fourfold.progress import Progress
 from fourfold.study.cells import Cell
-from fourfold.study.evaluation import (
-    BASELINE,
-    EVALUATIONS_FOLDER,
-    baseline_config,
-    cell_config,
-    evaluation_identity,
-)
+from fourfold.study.evaluation import EVALUATIONS_FOLDER, baseline_config, cell_config, evaluation_identity
 from fourfold.study.executors import Executor
 from fourfold.study.identity import cell_identity
 from fourfold.study.jobs import Job, JobKind, Outcome
@@ -32,6 +26,8 @@ from fourfold.study.pairs import compare_pairs
 from fourfold.study.plan import StudyPlan, prepare
 from fourfold.study.results import CellResult, EvaluationResult, StudyResults, read_results
 from fourfold.study.schedule import Schedule
+from fourfold.study.spec import BASELINE
+from fourfold.verify.record import may_be_added
 from fourfold.versions import package_versions
 
 LOCK_FILE = ".lock"
@@ -194,15 +190,17 @@ class _Run:
         return self._output / "checkpoints" / cell.name
 
     def _is_complete(self, cell: Cell) -> bool:
-        """Whether an earlier run ended this cell well, out of the same things, and no file has changed since."""
+        """Whether an earlier run ended this cell well, out of the same things, and no file has changed since; a card or
+        licence beside them is as right to the verifier as it is here.
+        """
         result, folder = self._earlier.get(cell.name), self._folder(cell)
         if result is None or result.status != "done" or result.identity != self._identity(cell):
             return False
         try:
             manifest = Manifest.read(folder)
-            return sha256_file(folder / MANIFEST_FILE) == result.manifest_sha256 and (
-                sha256_files(folder) == manifest.files
-            )
+            found = sha256_files(folder)
+            counted = {name: found[name] for name in found if name in manifest.files or not may_be_added(name)}
+            return sha256_file(folder / MANIFEST_FILE) == result.manifest_sha256 and counted == manifest.files
         except (CheckpointError, OSError):
             return False
 

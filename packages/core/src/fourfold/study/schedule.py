@@ -8,9 +8,10 @@ from pathlib import Path
 from fourfold.plan import QuantizePlan
 from fourfold.stages.request import num_threads
 from fourfold.study.cells import Cell
-from fourfold.study.evaluation import BASELINE, baseline_config, cell_config
+from fourfold.study.evaluation import baseline_config, cell_config
 from fourfold.study.jobs import BASE_MEMORY_BYTES, Job, JobKind, Needs
 from fourfold.study.plan import StudyPlan
+from fourfold.study.spec import BASELINE
 
 Overrides = Mapping[str, Mapping[str, float]]
 
@@ -43,7 +44,7 @@ class Schedule:
         """Quantize, export and verify ``cells``."""
         for cell in cells:
             after = (self._tokens(cell),) if self._plan.plans[cell.name].needs_tokens else ()
-            self._add(cell, cell.name, JobKind.CELL, (self._quantized(cell, after),))
+            self._add(cell, _cell_job(cell), JobKind.CELL, (self._quantized(cell, after),))
 
     def evaluate(self, cells: Iterable[Cell], *, baseline: bool) -> None:
         """Evaluate ``cells``, after they have run where they still must; before them the unquantized model."""
@@ -53,7 +54,7 @@ class Schedule:
             config = baseline_config(study, self._plan.model_path, self._output)
             self._add(self._plan.cells[0], first, JobKind.EVALUATE, (), {"cell": BASELINE, "evaluation": config})
         for cell in cells:
-            after = tuple(name for name in (first, cell.name) if name in self._jobs)
+            after = tuple(name for name in (first, _cell_job(cell)) if name in self._jobs)
             config = cell_config(study, cell.name, self._output)
             self._add(cell, f"{JobKind.EVALUATE} {cell.name}", JobKind.EVALUATE, after, {"evaluation": config})
 
@@ -88,9 +89,18 @@ class Schedule:
         self._jobs[name] = Job.model_validate(what | dict(more or {}))
 
     def _needs(self, kind: JobKind, plan: QuantizePlan) -> Needs:
-        """Quantizing and serving hold the whole model in memory, on a GPU where the study names one."""
+        """Quantizing and serving hold the whole model in memory, on a GPU where the study names one.
+
+        On a CPU a quantize stage has the threads that there are here wherever it runs, as they decide last bits.
+        """
         needs = Needs()
         if kind in (JobKind.QUANTIZE, JobKind.EVALUATE):
-            gpus = 0 if plan.config.device == "cpu" else 1
-            needs = Needs(gpus=gpus, memory_bytes=BASE_MEMORY_BYTES + plan.bytes_before)
+            on_cpu = plan.config.device == "cpu"
+            cpus = num_threads() if on_cpu and kind is JobKind.QUANTIZE else 1
+            needs = Needs(cpus=cpus, gpus=0 if on_cpu else 1, memory_bytes=BASE_MEMORY_BYTES + plan.bytes_before)
         return needs.model_copy(update=dict(self._overrides.get(str(kind), {})))
+
+
+def _cell_job(cell: Cell) -> str:
+    """Of two words, as every job but the token set's: a cell may be called ``tokens``."""
+    return f"{JobKind.CELL} {cell.name}"

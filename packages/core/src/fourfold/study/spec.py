@@ -15,6 +15,8 @@ from fourfold.plan import default_calibration
 
 #: In the place of an unfuser's name: the unfuser that has the quantizer's own name.
 OWN = "own"
+#: In the place of a cell's name: the unquantized model.
+BASELINE = "baseline"
 _NAME = r"^[a-z0-9][a-z0-9._-]*$"
 #: Tables that would mean "all defaults" when empty; leaving them out says so.
 _TABLES = ("calibration", "recipe", "matrix", "evaluate")

@@ -49,7 +49,7 @@ def _cell_row(cell: CellResult) -> tuple[str, ...]:
     if cell.status == "failed":
         last = (cell.error or "").strip().splitlines()[-1]
         return (cell.name, "-", "-", f"failed: {cell.error_type}: {last}", "-", "-", "-")
-    verified = "yes" if cell.verified else f"no: {cell.findings:,} findings"
+    verified = _verified(cell)
     as_quantized = {None: "-", True: "yes", False: "no"}[cell.equal_to_artifact]
     return (
         cell.name,
@@ -60,6 +60,17 @@ def _cell_row(cell: CellResult) -> tuple[str, ...]:
         "-" if cell.rare_experts is None else str(cell.rare_experts),
         f"{cell.seconds:.1f}",
     )
+
+
+def _verified(cell: CellResult) -> str:
+    if not cell.verified:
+        return f"no: {cell.findings:,} findings"
+    return f"yes, {count_doubts(cell.doubts)}" if cell.doubts else "yes"
+
+
+def count_doubts(doubts: int) -> str:
+    """``1 doubt``, ``14 doubts``."""
+    return f"{doubts:,} doubt" if doubts == 1 else f"{doubts:,} doubts"
 
 
 def _pair_row(pair: PairResult) -> tuple[str, ...]:

@@ -18,6 +18,11 @@ if TYPE_CHECKING:
 _PUBLISHED = ("LICENSE", "NOTICE", "USE_POLICY")
 
 
+def may_be_added(name: str) -> bool:
+    """Whether a file may join a finished checkpoint without a record: a card, a licence."""
+    return name.startswith(_PUBLISHED) or name.endswith(".md")
+
+
 def _manifest(checkpoint: Checkpoint) -> Manifest:
     if checkpoint.manifest is None:
         raise ValueError("a manifest rule was called without a manifest")
@@ -54,7 +59,7 @@ def file_hashes(look: Look, checkpoint: Checkpoint) -> None:
                 message=f"{name} was changed or damaged after it was written",
             )  # fmt: skip
     for name in sorted(present - recorded.keys()):
-        if name.startswith(_PUBLISHED) or name.endswith(".md"):
+        if may_be_added(name):
             continue
         look.wrong(
             name, found="a file that is not recorded", expected="only recorded files",
