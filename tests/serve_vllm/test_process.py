@@ -197,3 +197,16 @@ def test_a_taken_port_is_refused_and_a_free_one_found():
             require_free_port("127.0.0.1", port)
         assert require_free_port("127.0.0.1", 0) not in (0, port)
         other.communicate("\n")
+
+
+def test_a_proxy_is_not_asked_for_the_health_of_this_machine(tmp_path, monkeypatch):
+    """A company's machine names a proxy for everything; here one where nobody listens."""
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    port = require_free_port("127.0.0.1", 0)
+    (tmp_path / "health").write_text("")
+    command = (sys.executable, "-m", "http.server", str(port), "--bind", "127.0.0.1", "--directory", str(tmp_path))
+    with run_process(command, {}, tmp_path / "log") as server:
+        wait_ready(server, f"http://127.0.0.1:{port}/health", 30, NoProgress())

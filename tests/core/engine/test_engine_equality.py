@@ -48,6 +48,16 @@ def test_grouped_experts_are_eager_experts(small_model):
     assert torch.allclose(outputs["grouped_mm"].float(), outputs["eager"].float(), rtol=2**-6, atol=1e-3)
 
 
+def test_registering_again_keeps_what_is_compiled():
+    from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
+
+    experts.register()
+    before = [ALL_EXPERTS_FUNCTIONS[name] for name in (experts.IMPLEMENTATION, experts.FUSED)]
+    experts.register()
+    after = [ALL_EXPERTS_FUNCTIONS[name] for name in (experts.IMPLEMENTATION, experts.FUSED)]
+    assert all(a is b for a, b in zip(before, after, strict=True))
+
+
 @pytest.mark.parametrize("recipe", [{}, {"targets": "experts-only", "exclude": ("*.layers.0.*",)}], ids=["all", "some"])
 def test_streamed_is_resident(small, recipe):
     """In memory, spilled to disk and by two processes: the same tensors to the byte."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import resource
 import shutil
 
@@ -10,8 +11,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from fourfold.checkpoint.index import TensorFolder
+from fourfold.engine.hidden import HiddenStates
 from fourfold.engine.model import LayerwiseModel
-from fourfold.errors import ConfigError, DeviceError, OutputError, QuantizationError
+from fourfold.errors import CheckpointError, ConfigError, DeviceError, OutputError, QuantizationError
 from fourfold.progress import NoProgress
 from fourfold.reference.options import ReferenceQuantizerOptions
 
@@ -59,6 +61,34 @@ def test_work_of_another_run_is_refused(small):
         OutputError, match=r"holds the work of another run .* name another folder with --option work=DIR"
     ):
         small.quantize(stream=True, work=work, expert_inputs="layer")
+
+
+@pytest.mark.timeout(60)
+def test_a_cut_file_of_hidden_states_is_refused(tmp_path):
+    states = HiddenStates(tmp_path, memory_bytes=0)
+    states.write(0, torch.ones(2, 3, 4, dtype=torch.bfloat16))
+    states.advance()
+    assert torch.equal(states.read(0), torch.ones(2, 3, 4, dtype=torch.bfloat16))
+    os.truncate(tmp_path / "layer-000" / "000000.bin", 46)
+    message = r"layer-000/000000\.bin: holds 46 of 48 bytes of hidden states; remove the folder of the run's work"
+    with pytest.raises(CheckpointError, match=message):
+        states.read(0)
+
+
+def test_a_second_run_over_the_same_work_is_refused(small):
+    work = small.work / "work"
+    refused = []
+
+    class Second(NoProgress):
+        def begin(self, task, *, total, unit):
+            if task == "calibrate layer 1":
+                with pytest.raises(OutputError, match="another run is at work there; wait for it or end it") as caught:
+                    small.quantize(stream=True, work=str(work))
+                refused.append(str(caught.value))
+
+    first = small.quantize(Second(), stream=True, work=str(work))
+    assert refused == [f"{work}: another run is at work there; wait for it or end it"]
+    assert differing(small.quantize(), first) == []
 
 
 def test_full_disk_stops_and_goes_on(small):

@@ -12,7 +12,6 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-ROOT = Path(__file__).parents[3]
 FLOATS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -108,15 +107,13 @@ RunOracle = Callable[[str, str, dict[str, torch.Tensor]], dict[str, torch.Tensor
 
 
 @pytest.fixture(scope="session")
-def run_in_environment(tmp_path_factory: pytest.TempPathFactory) -> RunOracle:
-    """Run a script of this folder on tensors in another backend's environment; skip where that is missing."""
+def run_in_environment(environments: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> RunOracle:
+    """Run a script of this folder on tensors in another backend's environment."""
 
     def run(environment: str, script: str, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        python = ROOT / ".venvs" / environment / "bin" / "python"
-        if not python.exists():
-            pytest.skip(f"needs the {environment} environment: uv run fourfold setup {environment}")
         folder = tmp_path_factory.mktemp(environment)
         save_file({name: value.contiguous() for name, value in tensors.items()}, folder / "in.safetensors")
+        python = environments[environment]
         command = [str(python), str(Path(__file__).parent / script), "in.safetensors", "out.safetensors"]
         dropped = ("VIRTUAL_ENV", "PYTHONPATH", "PYTHONHOME", "PYTHONDONTWRITEBYTECODE")
         child = {key: value for key, value in os.environ.items() if key not in dropped}

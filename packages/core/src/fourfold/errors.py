@@ -1,7 +1,7 @@
 """The error tree: every failure a user can cause is one of these, with a one-line message that says what to do.
 
-``exit_code`` is what the command line returns: 2 for bad input or environment, 1 for a thing that was
-checked and found wrong, 130 for an interruption.
+The command line returns 2 for every one of them (1 says that a thing was checked and found wrong, 130 that a run was
+interrupted).
 """
 
 from __future__ import annotations
@@ -70,9 +70,3 @@ class StageError(FourfoldError):
 
 class ServerError(FourfoldError):
     """A server that does not start, does not answer, or answers what it should not. Carries the tail of its log."""
-
-
-class VerificationError(FourfoldError):
-    """A checkpoint that breaks a rule."""
-
-    exit_code = 1

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import re
-import signal
 import socket
 import subprocess
-import sys
 import time
 import urllib.error
 import urllib.request
@@ -18,13 +15,11 @@ from pathlib import Path
 
 from fourfold.errors import ServerError
 from fourfold.progress import Progress
-from fourfold_vllm.supervisor import GRACE_S
+from fourfold.supervisor import supervised
 
 TAIL_LINES = 30
 _POLL_S = 1.0
 _HEALTH_TIMEOUT_S = 5.0
-#: Variables that would mislead another interpreter, or slow it down (without .pyc files each import takes minutes).
-_DROPPED = ("VIRTUAL_ENV", "PYTHONPATH", "PYTHONHOME", "PYTHONDONTWRITEBYTECODE")
 #: What vLLM 0.32 logs on its way, and what a user reads of it.
 _STAGES = (
     (re.compile(r"Resolved architecture: (\S+)"), "vLLM: {0}, starting the engine"),
@@ -40,7 +35,7 @@ _ERROR = re.compile(r"\b[A-Z][A-Za-z]*(?:Error|Exception): .+")
 
 @dataclass(frozen=True)
 class ServerProcess:
-    """A running group: its head (:mod:`fourfold_vllm.supervisor`) and its log."""
+    """A running group: its head (the supervisor) and its log."""
 
     head: subprocess.Popen[bytes]
     log: Path
@@ -64,33 +59,10 @@ def require_free_port(host: str, port: int) -> int:
 @contextmanager
 def run_process(command: tuple[str, ...], variables: dict[str, str], log: Path) -> Iterator[ServerProcess]:
     """Start ``command`` under a supervisor, its output in ``log``; nothing of it is left after the context."""
-    environment = {k: v for k, v in os.environ.items() if k not in _DROPPED}
-    # The model is a local folder; a server must not wait for a network it does not need, nor report to one.
-    environment |= {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "PYTHONUNBUFFERED": "1", **variables}
-    reading, writing = os.pipe()
-    with os.fdopen(reading), os.fdopen(writing, "wb") as lifeline, log.open("wb") as output:
-        head = subprocess.Popen(
-            [sys.executable, "-m", "fourfold_vllm.supervisor", str(reading), *command],
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            pass_fds=(reading,),
-            env=environment,
-            start_new_session=True,
-        )
-        try:
-            yield ServerProcess(head, log)
-        finally:
-            lifeline.close()  # which tells the supervisor to end the group
-            _wait_gone(head)
-
-
-def _wait_gone(head: subprocess.Popen[bytes]) -> None:
-    try:
-        head.wait(timeout=3 * GRACE_S)
-    except subprocess.TimeoutExpired:
-        os.killpg(head.pid, signal.SIGKILL)
-        head.wait()
+    # A server does not report to a network either.
+    variables = {"VLLM_NO_USAGE_STATS": "1", "PYTHONUNBUFFERED": "1", **variables}
+    with log.open("wb") as output, supervised(command, variables, output) as head:
+        yield ServerProcess(head, log)
 
 
 def wait_ready(server: ServerProcess, health_url: str, timeout_s: float, progress: Progress) -> None:
@@ -127,8 +99,10 @@ def _new_stages(output: bytes, seen: set[str]) -> Iterator[str]:
 
 
 def _healthy(url: str) -> bool:
+    # Asked directly: urlopen would send this to a proxy that the environment names, even for 127.0.0.1.
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
-        with urllib.request.urlopen(url, timeout=_HEALTH_TIMEOUT_S) as answer:
+        with opener.open(url, timeout=_HEALTH_TIMEOUT_S) as answer:
             return bool(answer.status == 200)
     except (urllib.error.URLError, OSError):
         return False

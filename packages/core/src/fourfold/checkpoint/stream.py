@@ -1,7 +1,7 @@
 """Writing tensors in bounded memory: shards of a stated size, each written whole, the index last.
 
 Nothing here is visible under its final name before it is complete: shards are numbered when their count is
-known, and the caller renames the folder (:func:`fourfold.checkpoint.atomic.replace_folder`).
+known, and the caller renames the folder (:func:`fourfold.checkpoint.atomic.atomic_folder`).
 """
 
 from __future__ import annotations

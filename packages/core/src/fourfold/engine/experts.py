@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 from weakref import WeakKeyDictionary
 
@@ -55,6 +55,7 @@ class ExpertsObserver(Protocol):
 _observers: WeakKeyDictionary[nn.Module, ExpertsObserver] = WeakKeyDictionary()
 
 
+@cache
 def register() -> None:
     """Make the implementation known to Transformers; a second call does nothing."""
     from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS

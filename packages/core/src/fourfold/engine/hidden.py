@@ -17,7 +17,7 @@ from typing import Self
 import torch
 
 from fourfold.checkpoint.reader import host_bytes
-from fourfold.errors import OutputError
+from fourfold.errors import CheckpointError, OutputError
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 #: Results on their way to the host at once; each holds one batch on the device.
@@ -40,25 +40,27 @@ class HiddenStates:
     def _path(self, layer: int, batch: int) -> Path:
         return self._folder / f"layer-{layer:03d}" / f"{batch:06d}.bin"
 
-    @property
-    def spilled_bytes(self) -> int:
-        """Bytes on disk now."""
-        return sum(path.stat().st_size for path in self._folder.rglob("*.bin"))
-
     def expect(self, batch: int, shape: tuple[int, ...], dtype: torch.dtype) -> None:
         """Say what stands on disk already, in a run that goes on."""
         self._shapes[batch] = shape, dtype
 
     def read(self, batch: int) -> torch.Tensor:
-        """A batch's states, on the CPU."""
+        """A batch's states, on the CPU; :class:`CheckpointError` for a file that does not hold them whole."""
         if batch in self._memory:
             return self._memory[batch]
         shape, dtype = self._shapes[batch]
         states = torch.empty(shape, dtype=dtype)
-        with self._path(self._layer, batch).open("rb", buffering=0) as file:
+        path = self._path(self._layer, batch)
+        with path.open("rb", buffering=0) as file:
             view, done = host_bytes(states), 0
             while done < len(view):
-                done += file.readinto(view[done:]) or 0
+                got = file.readinto(view[done:])
+                if not got:
+                    raise CheckpointError(
+                        f"{path}: holds {done} of {len(view)} bytes of hidden states; remove the folder of the run's "
+                        "work to begin anew"
+                    )
+                done += got
         return states
 
     @torch.inference_mode()

@@ -18,15 +18,20 @@ _GIB = 2**30
 _CPU_ALLOCATOR = "DefaultCPUAllocator"
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether it is memory that was lacking, on any device."""
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or (
+        isinstance(error, RuntimeError) and _CPU_ALLOCATOR in str(error)
+    )
+
+
 @contextmanager
 def explain_out_of_memory(model: LayerwiseModel, *, streamed: bool) -> Iterator[None]:
     """Turn the end of memory inside the block into a :class:`DeviceError` that says what would fit."""
     try:
         yield
-    except (torch.OutOfMemoryError, MemoryError) as error:
-        raise _explained(model, streamed=streamed) from error
-    except RuntimeError as error:
-        if _CPU_ALLOCATOR not in str(error):
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
             raise
         raise _explained(model, streamed=streamed) from error
 

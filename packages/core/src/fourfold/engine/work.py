@@ -7,6 +7,7 @@ layer to go on at.
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
@@ -14,7 +15,7 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 
@@ -93,22 +94,44 @@ class PackedLayer:
 
 
 class WorkFolder:
-    """The folder of one run; :class:`OutputError` when it belongs to another."""
+    """The folder of one run, held for this process until it is closed, as at a block's end.
+
+    Raises :class:`OutputError` when it belongs to another run, or one is at work there.
+    """
 
     def __init__(self, path: Path, identity: Mapping[str, Any]) -> None:
         self.path = path
         record = path / "run.json"
-        if record.is_file():
-            if read_json(record) != dict(identity):
-                raise OutputError(
-                    f"{path}: holds the work of another run (other model, tokens or options); remove it, or name "
-                    "another folder with --option work=DIR"
-                )
-        else:
-            if path.exists() and any(path.iterdir()):
-                raise OutputError(f"{path}: not empty, and no work of a run; name another folder")
-            path.mkdir(parents=True, exist_ok=True)
-            record.write_text(json.dumps(dict(identity), indent=1, sort_keys=True) + "\n", encoding="utf-8")
+        if not record.is_file() and path.exists() and any(path.iterdir()):
+            raise OutputError(f"{path}: not empty, and no work of a run; name another folder")
+        path.mkdir(parents=True, exist_ok=True)
+        # The record is the lock too, so that removing the folder leaves none. The system lets go of a killed run's.
+        self._held = record.open("a", encoding="utf-8")
+        try:
+            self._hold(record, dict(identity))
+        except BaseException:
+            self._held.close()
+            raise
+
+    def _hold(self, record: Path, identity: dict[str, Any]) -> None:
+        try:
+            fcntl.flock(self._held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise OutputError(f"{self.path}: another run is at work there; wait for it or end it") from None
+        if record.stat().st_size == 0:
+            self._held.write(json.dumps(identity, indent=1, sort_keys=True) + "\n")
+            self._held.flush()
+        elif read_json(record) != identity:
+            raise OutputError(
+                f"{self.path}: holds the work of another run (other model, tokens or options); remove it, or name "
+                "another folder with --option work=DIR"
+            )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._held.close()
 
     @property
     def hidden(self) -> Path:

@@ -89,11 +89,11 @@ class ReferenceQuantizer(Quantizer[ReferenceQuantizerOptions]):
                 layers = self._calibration(job, reader, progress).streamed(states)
                 self._give(job, layers, artifact, None)
             return
-        work = WorkFolder(Path(self.options.work), identity_of(job, self.options.recorded()))
-        self._go_on(job, reader, work, progress)
-        for index in range(job.gemma.num_layers):
-            PackedLayer.load(work.layer(index), index, _targets(job, index)).give(artifact)
-        work.remove()
+        with WorkFolder(Path(self.options.work), identity_of(job, self.options.recorded())) as work:
+            self._go_on(job, reader, work, progress)
+            for index in range(job.gemma.num_layers):
+                PackedLayer.load(work.layer(index), index, _targets(job, index)).give(artifact)
+            work.remove()
 
     def _give(
         self, job: QuantizeJob, layers: Iterable[ObservedLayer], artifact: ArtifactWriter, progress: Progress | None

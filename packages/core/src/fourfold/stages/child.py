@@ -6,10 +6,8 @@ is ``done`` or ``error``; a process that ends without either has crashed, and it
 
 from __future__ import annotations
 
-import ctypes
 import json
 import os
-import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -20,13 +18,10 @@ from fourfold.checkpoint.atomic import explain_os_error
 from fourfold.plugins import Registry, build_plugin_manager
 from fourfold.progress import EventProgress, Progress
 
-_PR_SET_PDEATHSIG = 1
-
 
 def main(arguments: list[str]) -> int:
     """Run the request; 0 when a result was written, 3 when an error was reported as an event."""
     request_file, descriptor = Path(arguments[0]), int(arguments[1])
-    _die_with_parent()
     with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
         events = EventProgress(stream)
         data = json.loads(request_file.read_bytes())
@@ -72,12 +67,6 @@ _STAGES: dict[str, Callable[[dict[str, Any], Progress], None]] = {
     "benchmark": _benchmark,
     "load-check": _load_check,
 }
-
-
-def _die_with_parent() -> None:
-    """Ask the kernel to end this process when the one that started it is gone, however it went."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _out_of_memory(error: Exception, device: str | None) -> str | None:

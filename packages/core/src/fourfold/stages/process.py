@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import signal
 import subprocess
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 from fourfold import errors
 from fourfold.config import Config
 from fourfold.progress import Progress
+from fourfold.supervisor import supervised
 
-#: Variables of this process's environment that would mislead another interpreter, or slow it down.
-_DROPPED = ("VIRTUAL_ENV", "PYTHONPATH", "PYTHONHOME", "PYTHONDONTWRITEBYTECODE")
 _LOG_TAIL_LINES = 15
-_GRACE_S = 5.0
+_POLL_MS = 500
 
 
 def run_in_process(
@@ -29,61 +27,41 @@ def run_in_process(
     ``variables`` are added to the child's environment.
 
     Raises the stage's own error, or :class:`errors.StageError` with the end of the log when it died. The process
-    and its children are gone when this returns, whatever ended it.
+    and all that it started are gone when this returns, whatever ended it (:mod:`fourfold.supervisor`).
     """
     request_file = log.with_suffix(".request.json")
     request_file.write_text(request.model_dump_json(), encoding="utf-8")
     reading, writing = os.pipe()
-    with log.open("wb") as output, os.fdopen(reading, encoding="utf-8") as events:
+    with os.fdopen(reading, "rb") as events, os.fdopen(writing, "wb") as sending, log.open("wb") as output:
         command = [str(python), "-m", "fourfold.stages.child", str(request_file), str(writing)]
-        with _process_group(command, writing, output, variables or {}) as process:
-            os.close(writing)
-            error = _follow(events, progress)
-            code = process.wait()
+        given = {"TOKENIZERS_PARALLELISM": "false", **(variables or {})}
+        with supervised(command, given, output, pass_fds=(writing,)) as head:
+            sending.close()
+            error = _follow(_lines(events.fileno(), head), progress)
+            code = head.wait()
     if error is not None:
         raise error
     if code != 0:
         raise errors.StageError(describe_death(code, log))
 
 
-@contextmanager
-def _process_group(
-    command: list[str], writing: int, output: Any, variables: Mapping[str, str]
-) -> Iterator[subprocess.Popen[bytes]]:
-    environment = {k: v for k, v in os.environ.items() if k not in _DROPPED}
-    # The model is a local folder by now; a stage must not wait for a network it does not need.
-    environment |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", **variables}
-    process = subprocess.Popen(
-        command,
-        stdin=subprocess.DEVNULL,
-        stdout=output,
-        stderr=subprocess.STDOUT,
-        pass_fds=(writing,),
-        env=environment,
-        start_new_session=True,
-    )
-    try:
-        yield process
-    finally:
-        if process.poll() is None:
-            _stop(process)
-
-
-def _stop(process: subprocess.Popen[bytes]) -> None:
-    """End the whole group: politely, then for good."""
-    for number in (signal.SIGTERM, signal.SIGKILL):
-        try:
-            os.killpg(process.pid, number)
-            process.wait(timeout=_GRACE_S)
-        except ProcessLookupError:
+def _lines(descriptor: int, head: subprocess.Popen[bytes]) -> Iterator[bytes]:
+    """What is sent, until the pipe closes; or until ``head`` has ended, should anybody else hold the pipe open."""
+    rest, ready = b"", select.poll()
+    ready.register(descriptor, select.POLLIN)
+    while True:
+        ended = head.poll() is not None
+        if ready.poll(0 if ended else _POLL_MS):
+            sent = os.read(descriptor, 2**16)
+            *lines, rest = (rest + sent).split(b"\n")
+            yield from lines
+            ended = not sent
+        if ended:
             return
-        except subprocess.TimeoutExpired:
-            continue
-        return
 
 
-def _follow(events: Any, progress: Progress) -> errors.FourfoldError | None:
-    """Pass events on until the pipe closes; the reported error, if there was one."""
+def _follow(events: Iterable[bytes], progress: Progress) -> errors.FourfoldError | None:
+    """Pass events on; the reported error, if there was one."""
     done = 0
     error: errors.FourfoldError | None = None
     for line in events:
@@ -113,8 +91,10 @@ def _rebuild(name: str, message: str) -> errors.FourfoldError:
 def describe_death(code: int, log: Path) -> str:
     """One paragraph: how the process ended and the end of its log."""
     tail = log.read_text(encoding="utf-8", errors="replace").splitlines()[-_LOG_TAIL_LINES:]
-    if code < 0:
-        name = signal.Signals(-code).name
+    # A shell's way and the supervisor's to tell of a signal; negative where the supervisor itself was ended by one.
+    number = -code if code < 0 else code - 128
+    if number in signal.valid_signals():
+        name = signal.Signals(number).name
         hint = "; the machine may be out of memory" if name == "SIGKILL" else ""
         how = f"was ended by {name}{hint}"
     else:

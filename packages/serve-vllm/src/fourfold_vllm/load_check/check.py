@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from fourfold.checkpoint.index import TensorFolder
-from fourfold.errors import FourfoldError
+from fourfold.engine.memory import is_out_of_memory
+from fourfold.errors import DeviceError, FourfoldError
 from fourfold.interfaces.load_check import MAX_LISTED, LoadFinding, LoadReport, LoadRule
 from fourfold.progress import Progress
 
@@ -23,9 +24,23 @@ from fourfold.progress import Progress
 def check_load(checkpoint: Path, progress: Progress) -> LoadReport:
     """Load ``checkpoint`` and report; takes the memory of its weights. Needs vLLM in this interpreter.
 
-    Raises :class:`fourfold.errors.CheckpointError` for a folder that is no checkpoint. What vLLM refuses is a finding.
+    Raises :class:`fourfold.errors.CheckpointError` for a folder that is no checkpoint, :class:`DeviceError` where it
+    takes more memory than there is. What vLLM refuses is a finding.
     """
-    keys = tuple(TensorFolder(checkpoint).tensors)
+    folder = TensorFolder(checkpoint)
+    try:
+        return _check_load(checkpoint, tuple(folder.tensors), progress)
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        size = sum(entry.nbytes for entry in folder.tensors.values()) / 2**30
+        raise DeviceError(
+            f"{checkpoint}: the load check ran out of memory; it holds all weights, {size:.2f} GiB, on vLLM's device: "
+            "run it where more is free"
+        ) from error
+
+
+def _check_load(checkpoint: Path, keys: tuple[str, ...], progress: Progress) -> LoadReport:
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
     progress.begin("build vLLM's model", total=None, unit="step")
     findings: list[LoadFinding] = []
@@ -135,7 +150,7 @@ def _load(built: tuple[Any, Any], keys: tuple[str, ...], findings: list[LoadFind
 
 def _refuse(findings: list[LoadFinding], tensor: str, error: Exception) -> None:
     """What vLLM raises about a checkpoint is a finding; what is not about it goes on."""
-    if isinstance(error, (FourfoldError, ImportError, OSError, MemoryError)):
+    if isinstance(error, (FourfoldError, ImportError, OSError)) or is_out_of_memory(error):
         raise error
     text = " ".join(str(error).split())[:500]
     findings.append(LoadFinding(rule=LoadRule.REFUSED, tensor=tensor, message=f"{type(error).__name__}: {text}"))
