@@ -70,9 +70,9 @@ _STAGES: dict[str, Callable[[dict[str, Any], Progress], None]] = {
 
 
 def _out_of_memory(error: Exception, device: str | None) -> str | None:
-    import torch
+    from fourfold.engine.memory import is_out_of_memory
 
-    if not isinstance(error, torch.OutOfMemoryError):
+    if not is_out_of_memory(error):
         return None
     first = str(error).split(". ")[0]
     return f"device {device} ran out of memory ({first}); lower --batch-size, or --device auto"
