@@ -123,6 +123,8 @@ def test_overfitting_under_searched_scales_is_named_and_damage_to_them_is_not() 
         for damaged in (shuffled, swizzled, own.roll(1, 1), own.where(~some, own * 2), own.where(~some, own * 0.5)):
             scale = damaged.clamp(max=448).to(torch.float8_e4m3fn)
             assert not is_feedback(NVFP4Weight(weight.packed_weight, scale, weight.global_scale), source)
+        noise = torch.randn(source.shape, generator=generator) * source.float().std() * 0.3
+        assert not is_feedback(quantize((source.float() + noise).to(torch.bfloat16)), source)
     assert fitted >= 5, "hardly any weight was beyond rounding, so hardly anything was shown"
 
 
