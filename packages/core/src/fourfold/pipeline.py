@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 import time
 from collections.abc import Callable, Mapping
@@ -10,6 +11,8 @@ from typing import TypeVar
 
 from fourfold.artifact import Artifact
 from fourfold.calibration.build import build_token_set
+from fourfold.calibration.sources import source_files
+from fourfold.calibration.spec import CalibrationSpec
 from fourfold.calibration.tokens import TokenSet
 from fourfold.checkpoint.atomic import atomic_folder
 from fourfold.checkpoint.index import TensorFolder
@@ -17,7 +20,7 @@ from fourfold.checkpoint.layouts import detect_layout
 from fourfold.config import Config
 from fourfold.environments import ensure_environment, environment_sha256
 from fourfold.errors import FourfoldError
-from fourfold.manifest import Component, Manifest, sha256_files
+from fourfold.manifest import Component, Manifest, sha256_file, sha256_files
 from fourfold.plan import QuantizePlan, require_output
 from fourfold.plugins import Registry, Role
 from fourfold.progress import Progress
@@ -151,12 +154,12 @@ class Pipeline:
         identity: dict[str, object] = {
             "spec": spec.model_dump(mode="json"),
             "tokenizer": {k: v for k, v in source_files.items() if not k.endswith(".safetensors")},
-            "file_sha256": _file_sha256(spec.source),
+            "file_sha256": _source_sha256(spec),
             "environment": environment_sha256(None),
         }
 
         def work(folder: Path) -> None:
-            build_token_set(spec, self._plan.model_path, self._progress).save(folder)
+            build_token_set(spec, self._plan.model_path, self._progress, folder).save(folder)
 
         return self._stage("tokens", identity, work)
 
@@ -197,7 +200,7 @@ class Pipeline:
             "unfuser": plan.unfuser.model_dump(mode="json"),
             "quantizer": plan.quantizer_options.recorded(),
             "source_files": self._hashes(),
-            "calibration_file": _file_sha256(plan.config.calibration.source) if plan.needs_tokens else None,
+            "calibration_file": _source_sha256(plan.config.calibration) if plan.needs_tokens else None,
             "environment": environment_sha256(plan.quantizer.environment, plan.quantizer.implementation),
         }
 
@@ -262,14 +265,16 @@ def uncalibrated_experts(manifest: Manifest) -> tuple[str, ...]:
     )
 
 
-def _file_sha256(source: str) -> str | None:
-    """Digest of a local calibration file; a hub data set is known by name and hashed once its texts are read."""
-    path = Path(source)
-    if not path.is_file():
-        return None
-    from fourfold.manifest import sha256_file
-
+def _source_sha256(spec: CalibrationSpec) -> str | None:
+    """Digest of a local calibration file, its pictures included; a hub data set is known by name and hashed once its
+    texts are read.
+    """
+    path, digests = Path(spec.source), []
     try:
-        return sha256_file(path)
+        for path in source_files(spec):
+            digests.append(sha256_file(path))
     except OSError as error:
         raise FourfoldError(f"{path}: cannot be read ({error.strerror})") from None
+    if len(digests) < 2:
+        return digests[0] if digests else None
+    return hashlib.sha256("".join(digests).encode()).hexdigest()

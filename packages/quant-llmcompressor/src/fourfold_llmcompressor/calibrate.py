@@ -75,14 +75,15 @@ def calibrate(
 def _run(
     model: PreTrainedModel,
     modifiers: list[Modifier],
-    batches: list[dict[str, torch.Tensor]],
+    batches: list[Mapping[str, torch.Tensor]],
     options: LlmcompressorOptions,
     *,
     pipeline: str,
 ) -> None:
     # A loader is taken as it is; a data set would be tokenized, shuffled, or sorted by length.
     dataset: Any = batches
-    loader: DataLoader[Any] | None = DataLoader(dataset, batch_size=None) if batches else None
+    # A dict is a batch with its media read.
+    loader: DataLoader[Any] | None = DataLoader(dataset, batch_size=None, collate_fn=dict) if batches else None
     oneshot(
         model=model,
         recipe=modifiers,
@@ -96,9 +97,9 @@ def _run(
     )
 
 
-def token_batches(job: QuantizeJob) -> list[dict[str, torch.Tensor]]:
+def token_batches(job: QuantizeJob) -> list[Mapping[str, torch.Tensor]]:
     """The job's tokens as model inputs, ``batch_size`` rows each, in their order; empty without tokens."""
-    return [] if job.tokens is None else [batch._asdict() for batch in job.tokens.batches(job.batch_size)]
+    return [] if job.tokens is None else job.tokens.model_inputs(job.batch_size)
 
 
 def smooth_pairs(job: QuantizeJob) -> Mapping[str, str]:

@@ -16,6 +16,8 @@ Algorithm = Literal[
 
 #: Algorithms that scale every MLP's ``up_proj`` and ``down_proj`` against each other, by its own factors.
 SMOOTHING = frozenset({"awq", "smoothquant"})
+#: Algorithms that go through llm-compressor's sequential pipeline, which traces the model.
+SEQUENTIAL = SMOOTHING | {"gptq", "autoround"}
 #: Algorithms that read activations, whatever the scheme.
 _READS_ACTIVATIONS = frozenset({"imatrix-mse", "expanded-imatrix", "gptq", "awq", "smoothquant", "autoround"})
 

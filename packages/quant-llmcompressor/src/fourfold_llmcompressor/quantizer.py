@@ -15,7 +15,7 @@ from fourfold.interfaces.quantizer import QuantizeJob, Quantizer
 from fourfold_llmcompressor.calibrate import calibrate, show_all_experts, smooth_pairs
 from fourfold_llmcompressor.harvest import HarvestedWeight, harvest
 from fourfold_llmcompressor.model import load_model
-from fourfold_llmcompressor.options import SMOOTHING, LlmcompressorOptions
+from fourfold_llmcompressor.options import SEQUENTIAL, SMOOTHING, LlmcompressorOptions
 from fourfold_llmcompressor.rare import RareExperts, requantize_nearest
 
 if TYPE_CHECKING:
@@ -87,6 +87,12 @@ def check_job(job: QuantizeJob, options: LlmcompressorOptions) -> None:
     reads_tokens = recipe.scheme is Scheme.W4A4 or recipe.kv_cache is KVCache.FP8 or options.needs_tokens
     if reads_tokens and job.tokens is None:
         raise ConfigError(f"calibration: {options.algorithm} for {recipe.scheme} needs tokens, and none were given")
+    if job.tokens is not None and job.tokens.media is not None and options.algorithm in SEQUENTIAL:
+        # Its pipeline runs every batch through the graph traced with the first one, which may have no picture.
+        raise ConfigError(
+            f"quantizer.algorithm: {options.algorithm} would pass by the pictures of calibration rows; "
+            "use --quantizer reference, or calibrate on text"
+        )
     if options.algorithm == "smoothquant" and job.unfuser_name == "llmcompressor":
         raise ConfigError(
             "unfuser: smoothquant fails on the experts of unfuser llmcompressor, called without tokens too; "

@@ -42,15 +42,11 @@ class CalibrationPasses:
             counting = nullcontext()
         device = model.get_input_embeddings().weight.device  # type: ignore[operator]
         with counting:
-            for batch in self._tokens.batches(self._job.batch_size):
+            for batch in self._tokens.model_inputs(self._job.batch_size):
+                inputs = {name: value.to(device) for name, value in batch.items()}
                 # Logits of one position alone: over a vocabulary of 262,144 all of them take several GB.
-                model(
-                    input_ids=batch.input_ids.to(device),
-                    attention_mask=batch.attention_mask.to(device),
-                    use_cache=False,
-                    logits_to_keep=1,
-                )
-                self._progress.advance(len(batch.input_ids))
+                model(**inputs, use_cache=False, logits_to_keep=1)
+                self._progress.advance(len(inputs["input_ids"]))
 
     def expert_tokens(self) -> dict[int, torch.Tensor]:
         """Tokens of the first pass by layer and expert, int64 [E]; :class:`QuantizationError` before it."""

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
-from fourfold.calibration.sources import Text, read_texts
+from fourfold.calibration.picture_rows import PROCESSOR_FILES, PictureRows
+from fourfold.calibration.pictures import Messages, PictureChat
+from fourfold.calibration.sources import read_texts
 from fourfold.calibration.spec import CalibrationSpec, Packing
 from fourfold.calibration.tokens import TokenSet, TokenSetRecord, tokens_sha256
 from fourfold.checkpoint.untrusted import printable, read_json
@@ -29,19 +32,48 @@ _TOKENIZER_FILES = (
 )
 
 
-def build_token_set(spec: CalibrationSpec, model_path: Path, progress: Progress | None = None) -> TokenSet:
+def build_token_set(
+    spec: CalibrationSpec, model_path: Path, progress: Progress | None = None, folder: Path | None = None
+) -> TokenSet:
     """Tokenize ``spec``'s texts with ``model_path``'s tokenizer; the same arguments give the same tokens.
+
+    Rows with pictures are written into ``folder`` as they are made, a temporary one by default; there
+    :meth:`TokenSet.save` finds them.
 
     Raises:
         CalibrationError: texts that cannot be read or are too few (the message says how many rows there are),
-            a sequence longer than the model's, no tokenizer or chat template where one is needed.
+            a sequence longer than the model's, no tokenizer, chat template or processor where one is needed.
     """
+    _check_sequence_length(spec, model_path)
+    progress = progress or NoProgress()
+    texts = read_texts(spec)
+    first = next(texts, "")
+    if isinstance(first, PictureChat):
+        chats = cast("Iterator[PictureChat]", chain([first], texts))
+        progress.begin("calibration tokens", total=spec.samples, unit="row")
+        return _picture_set(spec, PictureRows(spec, chats, model_path, folder, progress), model_path)
+    return _text_set(spec, cast("Iterable[str | Messages]", chain([first], texts)), model_path, progress)
+
+
+def _picture_set(spec: CalibrationSpec, rows: PictureRows, model_path: Path) -> TokenSet:
+    if rows.found < spec.samples:
+        raise CalibrationError(f"{spec.source}: {rows.found} chats, not {spec.samples}; ask for fewer samples")
+    record = TokenSetRecord(
+        spec=spec,
+        num_texts=rows.found,
+        num_tokens=int(rows.lengths.sum()),
+        texts_sha256=rows.texts_sha256,
+        tokenizer_sha256=_tokenizer_sha256(model_path, (*_TOKENIZER_FILES, *PROCESSOR_FILES)),
+        tokens_sha256=tokens_sha256(rows.input_ids, rows.lengths, rows.media.sha256),
+    )
+    return TokenSet(rows.input_ids, rows.lengths, record, rows.media)
+
+
+def _text_set(spec: CalibrationSpec, texts: Iterable[str | Messages], model_path: Path, progress: Progress) -> TokenSet:
     import torch
 
-    _check_sequence_length(spec, model_path)
-    encoder = _Encoder(spec, model_path)
+    encoder = _Encoder(spec, texts, model_path)
     rows = _concatenated(encoder, spec) if spec.packing is Packing.CONCATENATE else _truncated(encoder, spec)
-    progress = progress or NoProgress()
     progress.begin("calibration tokens", total=spec.samples, unit="row")
     input_ids = torch.full((spec.samples, spec.sequence_length), encoder.pad_id, dtype=torch.int32)
     lengths = torch.zeros(spec.samples, dtype=torch.int32)
@@ -63,16 +95,16 @@ def build_token_set(spec: CalibrationSpec, model_path: Path, progress: Progress 
         num_texts=encoder.num_texts,
         num_tokens=int(lengths.sum()),
         texts_sha256=encoder.texts_sha256,
-        tokenizer_sha256=_tokenizer_sha256(model_path),
+        tokenizer_sha256=_tokenizer_sha256(model_path, _TOKENIZER_FILES),
         tokens_sha256=tokens_sha256(input_ids, lengths),
     )
     return TokenSet(input_ids, lengths, record)
 
 
 class _Encoder:
-    """Tokenizes a spec's texts one by one, and hashes those that were used."""
+    """Tokenizes texts one by one, and hashes those that were used."""
 
-    def __init__(self, spec: CalibrationSpec, model_path: Path) -> None:
+    def __init__(self, spec: CalibrationSpec, texts: Iterable[str | Messages], model_path: Path) -> None:
         from transformers import AutoTokenizer
 
         try:
@@ -83,7 +115,7 @@ class _Encoder:
         pad_id = self._tokenizer.pad_token_id
         self.pad_id = int(self._tokenizer.eos_token_id or 0) if pad_id is None else int(pad_id)
         self.num_texts = 0
-        self._spec, self._model_path = spec, model_path
+        self._spec, self._texts, self._model_path = spec, texts, model_path
         self._hash = hashlib.sha256()
 
     @property
@@ -91,13 +123,13 @@ class _Encoder:
         return self._hash.hexdigest()
 
     def __iter__(self) -> Iterator[list[int]]:
-        for text in read_texts(self._spec):
+        for text in self._texts:
             canonical = json.dumps(text, ensure_ascii=False, sort_keys=True).encode("utf-8", "surrogatepass")
             self._hash.update(len(canonical).to_bytes(8, "little") + canonical)
             self.num_texts += 1
             yield self._encode(text)
 
-    def _encode(self, text: Text) -> list[int]:
+    def _encode(self, text: str | Messages) -> list[int]:
         if isinstance(text, str) and not self._spec.chat_template:
             encoded = self._tokenizer(text, verbose=False)
             return list(encoded["input_ids"])
@@ -145,9 +177,9 @@ def _check_sequence_length(spec: CalibrationSpec, model_path: Path) -> None:
         )
 
 
-def _tokenizer_sha256(model_path: Path) -> str:
+def _tokenizer_sha256(model_path: Path, patterns: Iterable[str]) -> str:
     digest = hashlib.sha256()
-    names = {file.name for pattern in _TOKENIZER_FILES for file in model_path.glob(pattern) if file.is_file()}
+    names = {file.name for pattern in patterns for file in model_path.glob(pattern) if file.is_file()}
     for name in sorted(names):
         data = (model_path / name).read_bytes()
         digest.update(f"{name}:{len(data)}:".encode() + data)

@@ -31,8 +31,8 @@ class ExpertCoverage:
     In use::
 
         with ExpertCoverage(model, num_experts=128) as coverage:
-            for batch in tokens.batches():
-                model(**batch._asdict())
+            for inputs in tokens.model_inputs():
+                model(**inputs)
         coverage.expert_token_count["model.language_model.layers.0.experts"]  # int64 [128]
     """
 

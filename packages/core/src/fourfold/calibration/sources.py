@@ -1,6 +1,7 @@
 """Where calibration texts come from: hub datasets, local files, the demo model's own problems.
 
-Every source yields texts in an order fixed by the seed. A text is a string or a list of chat messages.
+Every source yields texts in an order fixed by the seed. A text is a string or a list of chat messages; where one text
+of a source has pictures, all of them are chats with pictures.
 """
 
 from __future__ import annotations
@@ -12,16 +13,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fourfold.calibration.pictures import Messages, PictureChat, PictureFile, demo_chats, find_pictures
 from fourfold.calibration.spec import CalibrationSpec
 from fourfold.errors import CalibrationError, UnknownNameError
 
-Messages = list[dict[str, Any]]
-Text = str | Messages
+Text = str | Messages | PictureChat
 
 #: A streamed data set is shuffled within a window of so many rows.
 _SHUFFLE_BUFFER = 10_000
 _DEFAULT_FILE_FIELD = "text"
-_DEMO = "demo"
+#: The field of a .jsonl file whose first line has it, and no text.
+_CHAT_FIELD = "messages"
+_DEMO, _DEMO_VISION = "demo", "demo-vision"
 
 
 @dataclass(frozen=True)
@@ -48,9 +51,25 @@ def read_texts(spec: CalibrationSpec) -> Iterator[Text]:
         texts = _from_hub(HUB_DATASETS[spec.source], spec)
     elif spec.source == _DEMO:
         texts = _from_demo(spec.seed)
+    elif spec.source == _DEMO_VISION:
+        texts = demo_chats(spec.seed)
     else:
         texts = _from_file(spec)
     return (text for text in texts if (text.strip() if isinstance(text, str) else text))
+
+
+def source_files(spec: CalibrationSpec) -> tuple[Path, ...]:
+    """The local files that decide the texts: the source's own and its pictures; none for a source known by name.
+
+    Raises :class:`CalibrationError` as :func:`read_texts` does.
+    """
+    path = Path(spec.source)
+    if spec.source in (*HUB_DATASETS, _DEMO, _DEMO_VISION) or not path.is_file():
+        return ()
+    texts = _read_jsonl(path, spec.field) if path.suffix == ".jsonl" else ()
+    chats = (text for text in texts if isinstance(text, PictureChat))
+    pictures = {picture.path for chat in chats for picture in chat.pictures if isinstance(picture, PictureFile)}
+    return (path, *sorted(pictures))
 
 
 def _from_hub(dataset: HubDataset, spec: CalibrationSpec) -> Iterator[Text]:
@@ -91,25 +110,34 @@ def _from_file(spec: CalibrationSpec) -> Iterator[Text]:
     if path.suffix not in readers:
         if path.suffix or path.exists() or len(path.parts) > 1:
             raise CalibrationError(f"{path}: not a calibration file; known: {', '.join(readers)}")
-        raise UnknownNameError("calibration source", spec.source, (*HUB_DATASETS, _DEMO, "a path"))
+        raise UnknownNameError("calibration source", spec.source, (*HUB_DATASETS, _DEMO, _DEMO_VISION, "a path"))
     if not path.is_file():
         raise CalibrationError(f"{path}: no such file")
     if path.suffix == ".txt" and spec.field is not None:
         raise CalibrationError(f"{path}: a .txt file has no fields; leave field {spec.field!r} out")
-    texts = list(readers[path.suffix](path, spec.field or _DEFAULT_FILE_FIELD))
+    texts = list(readers[path.suffix](path, spec.field))
     if not texts:
         raise CalibrationError(f"{path}: the file is empty")
     random.Random(spec.seed).shuffle(texts)
-    yield from texts
+    with_pictures = any(isinstance(text, PictureChat) for text in texts)
+    yield from (_as_chat(text, path) for text in texts) if with_pictures else texts
 
 
-def _read_lines(path: Path, field: str) -> Iterator[str]:
+def _as_chat(text: Text, path: Path) -> Text:
+    """A text among chats with pictures: a chat without; empty ones stay as they are."""
+    if isinstance(text, PictureChat) or not text:
+        return text
+    messages = [{"role": "user", "content": text}] if isinstance(text, str) else text
+    return PictureChat(messages, (), str(path))
+
+
+def _read_lines(path: Path, field: str | None) -> Iterator[str]:
     del field
     for _, line in _utf8_lines(path):
         yield line
 
 
-def _read_jsonl(path: Path, field: str) -> Iterator[Text]:
+def _read_jsonl(path: Path, field: str | None) -> Iterator[Text]:
     for number, line in _utf8_lines(path):
         where = f"{path}, line {number}"
         try:
@@ -118,13 +146,16 @@ def _read_jsonl(path: Path, field: str) -> Iterator[Text]:
             raise CalibrationError(f"{where}: not JSON ({error.msg} at column {error.colno})") from None
         if not isinstance(row, dict):
             raise CalibrationError(f"{where}: a {type(row).__name__}, where an object is expected")
-        yield _pick(row, field, where)
+        if field is None:
+            field = _CHAT_FIELD if _CHAT_FIELD in row and _DEFAULT_FILE_FIELD not in row else _DEFAULT_FILE_FIELD
+        yield _pick(row, field, where, path.parent)
 
 
-def _read_parquet(path: Path, field: str) -> Iterator[Text]:
+def _read_parquet(path: Path, field: str | None) -> Iterator[Text]:
     import pyarrow
     from pyarrow import parquet
 
+    field = field or _DEFAULT_FILE_FIELD
     try:
         file = parquet.ParquetFile(path)
         if field not in file.schema_arrow.names:
@@ -151,12 +182,15 @@ def _utf8_lines(path: Path) -> Iterator[tuple[int, str]]:
                 yield number, text.rstrip("\r\n")
 
 
-def _pick(row: dict[str, Any], field: str, where: str) -> Text:
+def _pick(row: dict[str, Any], field: str, where: str, folder: Path | None = None) -> Text:
+    """A row's text; ``folder`` is where its pictures may lie."""
     if field not in row:
         raise CalibrationError(_missing_field(field, row, where))
-    text = row[field]
-    if isinstance(text, str) or _is_chat(text):
-        return text  # type: ignore[no-any-return]
+    text: Any = row[field]
+    if isinstance(text, str):
+        return text
+    if _is_chat(text):
+        return find_pictures(text, folder, where) or text
     raise CalibrationError(
         f"{where}: field {field!r} holds a {type(text).__name__}, not a string or a list of chat messages"
     )

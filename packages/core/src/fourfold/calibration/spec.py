@@ -31,12 +31,15 @@ class CalibrationSpec(Config):
     packing.
 
     ``source`` is ``cnn_dailymail`` (the hub dataset), ``demo`` (the demo model's own training problems, media
-    left out) or the path of a ``.jsonl``, ``.parquet`` or ``.txt`` file (one text a line). A text is a
-    string, or a list of chat messages, which is rendered with the model's chat template; ``chat_template``
-    makes every plain string a user's turn of such a chat.
+    left out), ``demo-vision`` (those with a picture) or the path of a ``.jsonl``, ``.parquet`` or ``.txt`` file (one
+    text a line). A text is a string, or a list of chat messages, which is rendered with the model's chat template;
+    ``chat_template`` makes every plain string a user's turn of such a chat.
 
-    ``field`` names the JSON key or Parquet column; by default the source's own, and ``text`` for files.
-    ``samples`` counts rows of ``sequence_length`` tokens.
+    Chats of a ``.jsonl`` file may have pictures (content parts of type ``image`` with a ``path``). Then every row is
+    one chat, cut at ``sequence_length``, neither packed nor padded, whatever ``packing`` says.
+
+    ``field`` names the JSON key or Parquet column; by default the source's own, and ``text`` for files, or
+    ``messages`` where a ``.jsonl`` file's first line has that alone. ``samples`` counts rows.
     """
 
     source: str = Field(default="cnn_dailymail", min_length=1)

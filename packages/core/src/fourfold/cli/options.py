@@ -7,7 +7,8 @@ from typing import Annotated, Any
 import typer
 
 CalibrationSource = Annotated[
-    str | None, typer.Option("--calibration", help="cnn_dailymail, demo, or a .jsonl, .parquet or .txt file.")
+    str | None,
+    typer.Option("--calibration", help="cnn_dailymail, demo, demo-vision, or a .jsonl, .parquet or .txt file."),
 ]
 CalibrationField = Annotated[str | None, typer.Option("--field", help="Field of the calibration texts.")]
 ChatTemplate = Annotated[bool, typer.Option("--chat-template", help="Render calibration texts as a user's turn.")]

@@ -53,7 +53,7 @@ def batches_of(tokens: TokenSet | None, batch_size: int) -> list[Mapping[str, to
     """A token set as the model's arguments, batch by batch."""
     if tokens is None:
         raise QuantizationError("this job has no calibration tokens")
-    return [batch._asdict() for batch in tokens.batches(batch_size)]
+    return tokens.model_inputs(batch_size)
 
 
 def processes_for(asked: int, device: str) -> int:

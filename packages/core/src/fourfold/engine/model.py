@@ -160,7 +160,8 @@ class LayerwiseModel:
         plain = set(batch) == {"input_ids", "attention_mask"} and bool(mask.all())
         key = (mask.shape[0], mask.shape[1])
         if not plain or key not in self._plain:
-            self._run_front({name: value for name, value in batch.items() if name not in _MEDIA_ARGUMENTS})
+            # Media are not even read: they are in the hidden states already.
+            self._run_front({name: batch[name] for name in batch if name not in _MEDIA_ARGUMENTS})
             arguments = {recorder.layer_type: recorder.arguments for recorder in self._recorders}
             if not plain:
                 return _fresh(arguments[self.layer_types[index]])

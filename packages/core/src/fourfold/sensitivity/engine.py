@@ -129,6 +129,8 @@ def measure_sensitivity(config: SensitivityConfig, progress: Progress) -> Sensit
     source, gemma, weights = _open(config)
     scheme = require_scheme(config.scheme, weights)
     tokens = build_token_set(config.calibration, source.path, progress)
+    if tokens.media is not None:
+        raise ConfigError("calibration.source: sensitivity is measured on text; name a source without pictures")
     if tokens.has_padding:
         raise ConfigError("calibration.packing: padding would enter every sum; use concatenate")
     model = TextModel(source, device=config.device, dtype=getattr(torch, config.dtype))
