@@ -96,7 +96,7 @@ class LayerwiseModel:
         for layer in self.layers if fuse else ():
             for name, module in layer.named_modules():
                 # One more shape than torch compiles of a function, the smallest, is left as it is.
-                if type(module).__name__.endswith("RMSNorm") and not name.endswith("v_norm"):
+                if isinstance(module, type(layer.input_layernorm)) and not name.endswith("v_norm"):
                     module.compile(dynamic=False)
         self._front: Any = None
         self._front_has_media = False
