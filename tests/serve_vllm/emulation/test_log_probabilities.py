@@ -112,3 +112,14 @@ def test_over_http(served, modelopt_layout, texts, reference, record_property):
             values.append([entry["logprob"] for _, entry in best])
     found = compare(np.array(ids), np.array(values, dtype=np.float32), reference(modelopt_layout, "merged"))
     assert_agrees(found, may_break=True, record_property=record_property)
+
+
+@pytest.mark.parametrize("layout", ["modelopt_layout", "compressed_tensors_layout"])
+def test_both_layouts_answer_texts_and_pictures(layout, served, cli_json, request):
+    """W4A4 as served, asked as a user asks: all but at most one of four right of each kind, streamed or not."""
+    endpoint = served(request.getfixturevalue(layout), dtype="float32")
+    report = cli_json("smoke", endpoint.url, "--modality", "text", "--modality", "image")
+    assert report["exit_code"] == 0
+    found = {(check["modality"], check["streamed"]): check["correct"] for check in report["checks"]}
+    assert found.keys() == {(kind, streamed) for kind in ("text", "image") for streamed in (False, True)}
+    assert min(found.values()) >= 3
