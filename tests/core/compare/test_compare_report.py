@@ -178,7 +178,7 @@ def test_refusals(plain: dict[str, Path], source: Path, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=rf"tensor {DOWN}\.weight_scale is missing"):
         run(plain["modelopt"], broken)
     packed = f"{DOWN}.weight"
-    narrow = lambda t: t.update({packed: t[packed][:, :8].contiguous()})  # noqa: E731
+    narrow = lambda t: t.update({packed: t[packed][:, :8].contiguous()})  # noqa: E731 - a case beside its message, not a function of its own
     wrong = edited(plain["modelopt"], tmp_path / "wrong", narrow)
     with pytest.raises(CheckpointError, match=rf"{DOWN}\.weight_scale is F8_E4M3 \[64, 2\]; .*needs F8_E4M3 \[64, 1\]"):
         run(plain["modelopt"], wrong)

@@ -23,6 +23,7 @@ MODE = sys.argv[1]
 if MODE == "interpret":
     os.environ["TRITON_INTERPRET"] = "1"
 
+# Triton reads that variable when it is imported, so all of this comes after it.
 import torch  # noqa: E402
 import triton  # noqa: E402
 import triton.language as tl  # noqa: E402
