@@ -5,29 +5,34 @@ A script stands for uv: what it installs is a folder, and it can be told to fail
 
 from __future__ import annotations
 
+import re
+import tomllib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from fourfold.environments import ensure_environment, environment_sha256, python_of
 from fourfold.errors import MissingEnvironmentError
-from fourfold.plugins import Environment
+from fourfold.plugins import Environment, Registry, build_plugin_manager
 from fourfold.progress import NoProgress
 from fourfold.versions import code_sha256
 
 UV = """#!/bin/sh
 case "$1" in
-export) cat locks/toy.txt ;;
-sync)
-    echo begun >> syncs
-    mkdir -p "$UV_PROJECT_ENVIRONMENT/bin" "$UV_PROJECT_ENVIRONMENT/lib/python3/site-packages/toy_toolchain"
-    touch "$UV_PROJECT_ENVIRONMENT/bin/python"
+venv) rm -rf .venvs/toy ;;
+pip)
+    echo "$@" >> syncs
+    mkdir -p .venvs/toy/bin .venvs/toy/lib/python3/site-packages/toy_toolchain
+    touch .venvs/toy/bin/python
     sleep 0.3
     test ! -e fails || { echo "network is down" >&2; exit 1; } ;;
 esac
 """
+ENVIRONMENTS = Registry(build_plugin_manager()).environments()
 TOY = Environment(name="toy", package="fourfold-toy", extras=("toolchain",), provides="toy_toolchain")
 
 
@@ -48,12 +53,43 @@ def syncs(root: Path) -> int:
 
 def test_a_half_made_one_is_not_taken(root: Path):
     (root / "fails").touch()
-    with pytest.raises(MissingEnvironmentError, match="uv sync failed: network is down"):
+    with pytest.raises(MissingEnvironmentError, match="uv pip sync failed: network is down"):
         ensure_environment(TOY, NoProgress())
     assert (root / ".venvs/toy/lib/python3/site-packages/toy_toolchain").is_dir()
     assert python_of(TOY) is None
     (root / "fails").unlink()
     assert ensure_environment(TOY, NoProgress()) == root / ".venvs/toy/bin/python"
+
+
+def test_it_is_made_from_the_record_and_nothing_is_resolved(root: Path):
+    ensure_environment(TOY, NoProgress())
+    made = (root / "syncs").read_text().split()
+    assert made == ["pip", "sync", "-q", "--python", str(root / ".venvs/toy"), str(root / "locks/toy.txt")]
+
+
+def test_a_missing_record_is_named(root: Path):
+    (root / "locks/toy.txt").unlink()
+    with pytest.raises(MissingEnvironmentError, match=r"locks/toy\.txt: the committed record .* is missing"):
+        ensure_environment(TOY, NoProgress())
+
+
+@pytest.mark.parametrize("environment", ENVIRONMENTS, ids=lambda environment: environment.name)
+def test_records_are_what_the_members_ask_for(environment: Environment):
+    """Who moves a version and forgets `setup --write-locks` is told here: records are installed as they are."""
+    checkout = Path(__file__).parents[2]
+    recorded = (checkout / "locks" / f"{environment.name}.txt").read_text()
+    pinned = dict(re.findall(r"^([\w.-]+)==([^ ;\\]+)", recorded, flags=re.MULTILINE))
+    members = re.findall(r"^-e (\S+)", recorded, flags=re.MULTILINE)
+    assert len(members) == 2
+    asked = []
+    for member in members:
+        project = tomllib.loads((checkout / member / "pyproject.toml").read_text())["project"]
+        asked += project["dependencies"]
+        if project["name"] == environment.package:
+            asked += [line for extra in environment.extras for line in project["optional-dependencies"][extra]]
+    wanted = [r for r in map(Requirement, asked) if r.name != "fourfold"]
+    assert len(wanted) > 10
+    assert [str(r) for r in wanted if not r.specifier.contains(pinned[canonicalize_name(r.name)])] == []
 
 
 def test_it_is_made_again_when_the_record_moves(root: Path):

@@ -1,8 +1,9 @@
-"""One environment a toolchain, under ``.venvs/``, made by uv from the workspace's one resolution.
+"""One environment a toolchain, under ``.venvs/``, made by uv from its committed record.
 
-The toolchains cannot share an environment, so a stage runs under its own interpreter. ``uv.lock`` holds the
-address of the index it was made with and is not committed; ``locks/NAME.txt`` is the committed record: hashed, free
-of addresses. Making an environment locks, compares with the record, and only then installs.
+The toolchains cannot share an environment, so a stage runs under its own interpreter. ``locks/NAME.txt`` is the
+record: the workspace's one resolution as it was when a maintainer wrote it, every package with its hashes, and no
+address. An environment holds exactly that, nothing is resolved to make it: an index shows other packages tomorrow,
+and to somebody else. ``uv.lock`` holds the address of the index it was made with and is not committed.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import takewhile
 from pathlib import Path
 
 from fourfold.errors import MissingEnvironmentError
@@ -26,10 +28,10 @@ from fourfold.plugins import Environment
 from fourfold.progress import Progress
 from fourfold.versions import code_sha256, installed_sha256
 
-#: The root environment's record: every member without its toolchain, and the development tools.
+#: What the root environment held when the records were written: every member without its toolchain, and the tools.
+#: uv resolves that one anew (``uv run``), so this record installs nothing.
 WORKSPACE_RECORD = "workspace"
-_EXPORT = ("export", "-q", "--locked", "--format", "requirements.txt", "--no-header", "--no-annotate",
-           "--no-emit-workspace")  # fmt: skip
+_EXPORT = ("export", "-q", "--locked", "--format", "requirements.txt", "--no-header", "--no-annotate")
 
 
 def workspace_root() -> Path | None:
@@ -41,7 +43,7 @@ def workspace_root() -> Path | None:
 
 def python_of(environment: Environment | None) -> Path | None:
     """The interpreter that has the environment's toolchain, or None while it is not set up."""
-    if environment is None or importlib.util.find_spec(environment.provides) is not None:
+    if environment is None or _is_here(environment):
         return Path(sys.executable)
     root = workspace_root()
     if root is None:
@@ -93,7 +95,7 @@ def ensure_environment(environment: Environment | None, progress: Progress) -> P
 
 
 def make_environment(environment: Environment, progress: Progress) -> Path:
-    """Lock, compare with the record, install into ``.venvs/<name>``; returns its folder."""
+    """Install the record into ``.venvs/<name>``, which is made anew; returns its folder."""
     with _alone(progress):
         _make(environment, progress)
     return _require_workspace() / ".venvs" / environment.name
@@ -101,14 +103,15 @@ def make_environment(environment: Environment, progress: Progress) -> Path:
 
 def _make(environment: Environment, progress: Progress) -> Path | None:
     root = _require_workspace()
-    progress.begin(f"lock {environment.name}", total=None, unit="step")
-    check_record(environment, root)
+    record = root / "locks" / f"{environment.name}.txt"
+    if not record.is_file():
+        raise MissingEnvironmentError(f"{record}: the committed record of this environment is missing")
     folder = root / ".venvs" / environment.name
     progress.begin(f"install {environment.name}", total=None, unit="step")
     # Half-installed packages look installed: until the end it is not one that was made from the record.
     _made_from(folder).write_text("being made", encoding="utf-8")
-    selection = _selection(environment)
-    _uv(["sync", "-q", "--locked", "--exact", "--python", sys.executable, *selection], root, folder)
+    _uv(["venv", "-q", "--clear", "--python", sys.executable, str(folder)], root)
+    _uv(["pip", "sync", "-q", "--python", str(folder), str(record)], root)
     _made_from(folder).write_text(_record_sha256(environment) or "", encoding="utf-8")
     return python_of(environment)
 
@@ -130,18 +133,24 @@ def _alone(progress: Progress) -> Iterator[None]:
 def environment_sha256(environment: Environment | None, implementation: str | None = None) -> str:
     """Hash of what runs there, so that nothing made by other packages or other code is taken for finished.
 
-    The packages are those of the committed record, or without a checkout the installed ones; the code is Fourfold's
+    The packages are the installed ones of this environment, or those of the other one's record; the code is Fourfold's
     own, that of the environment's member, and of ``implementation`` (an entry's ``"module:Class"``).
     """
     modules = {"fourfold"} | ({environment.package.replace("-", "_")} if environment else set())
     modules |= {implementation.partition(":")[0].partition(".")[0]} if implementation else set()
-    what = {"packages": _record_sha256(environment) or installed_sha256(), "code": code_sha256(tuple(sorted(modules)))}
+    packages = _record_sha256(environment) if environment and not _is_here(environment) else None
+    what = {"packages": packages or installed_sha256(), "code": code_sha256(tuple(sorted(modules)))}
     return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
 
 
-def _record_sha256(environment: Environment | None) -> str | None:
+def _is_here(environment: Environment) -> bool:
+    """Whether this interpreter has the toolchain."""
+    return importlib.util.find_spec(environment.provides) is not None
+
+
+def _record_sha256(environment: Environment) -> str | None:
     root = workspace_root()
-    record = root / "locks" / f"{environment.name if environment else WORKSPACE_RECORD}.txt" if root else None
+    record = root / "locks" / f"{environment.name}.txt" if root else None
     return sha256_file(record) if record and record.is_file() else None
 
 
@@ -156,31 +165,6 @@ def write_records(environments: tuple[Environment, ...]) -> tuple[Path, ...]:
         path.write_text(_uv([*_EXPORT, *selection], root), encoding="utf-8")
         written.append(path)
     return tuple(written)
-
-
-def check_record(environment: Environment, root: Path) -> None:
-    """Raise :class:`MissingEnvironmentError` naming the packages whose resolution is not the committed one."""
-    record = root / "locks" / f"{environment.name}.txt"
-    if not record.is_file():
-        raise MissingEnvironmentError(f"{record}: the committed record of this environment is missing")
-    expected = record.read_text(encoding="utf-8")
-    selection = _selection(environment)
-    _uv(["lock", "-q"], root)
-    if _uv([*_EXPORT, *selection], root) == expected:
-        return
-    # A uv.lock from before the record moved keeps old versions; resolving anew follows it.
-    _uv(["lock", "-q", "--upgrade"], root)
-    found = _uv([*_EXPORT, *selection], root)
-    if found != expected:
-        names = sorted(_pins(expected) ^ _pins(found))
-        raise MissingEnvironmentError(
-            f"{record.relative_to(root)}: this machine resolves other packages than the record "
-            f"({', '.join(names[:6]) or 'other hashes'}); if that is meant, run: uv run fourfold setup --write-locks"
-        )
-
-
-def _pins(export: str) -> set[str]:
-    return {line.split(";")[0].split("\\")[0].strip() for line in export.splitlines() if "==" in line}
 
 
 def _records(environments: tuple[Environment, ...]) -> dict[str, list[str]]:
@@ -200,16 +184,14 @@ def _require_workspace() -> Path:
     return root
 
 
-def _uv(arguments: list[str], root: Path, environment: Path | None = None) -> str:
+def _uv(arguments: list[str], root: Path) -> str:
     """Run uv in the workspace and return its output; its message in a :class:`MissingEnvironmentError` otherwise."""
     uv = os.environ.get("UV") or shutil.which("uv")
     if uv is None:
         raise MissingEnvironmentError("uv is not on the PATH; install it with: pip install 'uv>=0.13.9,<0.14'")
     variables = {k: v for k, v in os.environ.items() if k not in ("VIRTUAL_ENV", "UV_PROJECT_ENVIRONMENT")}
-    if environment is not None:
-        variables["UV_PROJECT_ENVIRONMENT"] = str(environment)
     result = subprocess.run([uv, *arguments], cwd=root, env=variables, capture_output=True, text=True, check=False)
     if result.returncode != 0:
         detail = " ".join(result.stderr.split())[-600:]
-        raise MissingEnvironmentError(f"uv {arguments[0]} failed: {detail}")
+        raise MissingEnvironmentError(f"uv {' '.join(takewhile(str.isalpha, arguments))} failed: {detail}")
     return result.stdout
