@@ -59,14 +59,14 @@ def test_registering_again_keeps_what_is_compiled():
 
 
 @pytest.mark.parametrize("recipe", [{}, {"targets": "experts-only", "exclude": ("*.layers.0.*",)}], ids=["all", "some"])
-def test_streamed_is_resident(small, recipe):
-    """In memory, spilled to disk and by two processes: the same tensors to the byte."""
-    resident = small.quantize(recipe=recipe)
+def test_streamed_is_the_same(small, recipe):
+    """On the device, in host memory, spilled to disk and by two processes: the same tensors to the byte."""
+    on_device = small.quantize(recipe=recipe)
     ways = [{"stream": True}, {"stream": True, "host_memory_gib": 0.0}, {"stream": True, "host_memory_gib": 1.6e-5}]
     for options in ways + ([] if recipe else [{"processes": 2}]):
         other = small.quantize(recipe=recipe, **options)
-        assert differing(resident, other) == [], options
-        assert resident.manifest.expert_token_counts == other.manifest.expert_token_counts
+        assert differing(on_device, other) == [], options
+        assert on_device.manifest.expert_token_counts == other.manifest.expert_token_counts
     assert not list(small.work.glob("hidden-*"))
 
 

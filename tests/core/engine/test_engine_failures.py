@@ -111,7 +111,7 @@ def test_full_disk_stops_and_goes_on(small):
     assert differing(small.quantize(), small.quantize(stream=True, work=str(work))) == []
 
 
-@pytest.mark.parametrize("options", [{}, {"stream": True}], ids=["resident", "streamed"])
+@pytest.mark.parametrize("options", [{}, {"stream": True}], ids=["on the device", "streamed"])
 def test_nan_names_layer_and_batch(small, options, tmp_path):
     """A row of the embedding that only the last batch reads, and a norm that spoils all."""
     model = shutil.copytree(small.model, tmp_path / "spoilt")
@@ -126,8 +126,8 @@ def test_nan_names_layer_and_batch(small, options, tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({}, r"the model's layers take 0\.00 GiB there, beside a batch; with --stream one layer at a time does"),
-        ({"stream": True}, r"ran out of memory with one layer of 0\.00 GiB on it; lower --batch-size"),
+        ({}, r"all hidden states, 0\.00 GiB, stay there beside a layer of 0\.00 GiB; with --stream they wait in host"),
+        ({"stream": True}, r"ran out of memory: it held one layer of 0\.00 GiB and a batch; lower --batch-size"),
     ],
 )
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA"), RuntimeError("DefaultCPUAllocator: can't allocate")])
@@ -148,7 +148,6 @@ def test_input_scales_that_lack_a_target(small):
 
 REFUSED = {
     "kv": ({}, {"kv_cache": "fp8"}, "cpu", "stores no KV scales: use --kv-cache none"),
-    "gptq": ({"algorithm": "gptq"}, {}, "cpu", "algorithm gptq holds one layer's Hessians at a time: add --stream"),
     "scales of W4A16": ({"input_scales": "."}, {"scheme": "W4A16"}, "cpu", "scheme W4A16 has no input scales"),
     "no folder": ({"input_scales": "/nowhere"}, {}, "cpu", "/nowhere is no folder of a checkpoint or artifact"),
     "work": ({"work": "w"}, {}, "cpu", "only a streamed calibration leaves work to go on from; add --stream"),
@@ -167,7 +166,8 @@ def test_refused_before_anything_starts(name):
         ReferenceQuantizerOptions.parse(options, where="quantizer").check(Recipe.parse(recipe, where="recipe"), device)
 
 
-def test_streaming_holds_one_layer(small):
+@pytest.mark.parametrize("options", [{}, {"stream": True}], ids=["on the device", "streamed"])
+def test_one_layer_is_held(small, options):
     """Weights of other layers are not there while a layer is calibrated."""
     import gc
 
@@ -183,6 +183,6 @@ def test_streaming_holds_one_layer(small):
                 held = [i for i, layer in enumerate(model.layers) if not next(layer.parameters()).is_meta]
                 seen.append((task, held))
 
-    small.quantize(Watching(), stream=True)
+    small.quantize(Watching(), **options)
     assert seen == [("calibrate layer 0", [0]), ("calibrate layer 1", [1])]
     assert len(TensorFolder(small.model).tensors) > 0

@@ -70,7 +70,7 @@ def observed(tokens, batch_size):
     source = TensorFolder(model_path())
     model = LayerwiseModel(model_path(), TensorReader(source), tuple(source.tensors), "cpu", "eager")
     calibration = Calibration(model, read_gemma4(source), tokens.model_inputs(batch_size), NoProgress())
-    return [layer.observations.tensors() for layer in calibration.resident()]
+    return [layer.observations.tensors() for layer in calibration.layers()]
 
 
 class Oracle:
@@ -142,10 +142,10 @@ def test_observations_are_those_of_the_whole_model(chats):
     assert 0 < oracle.picture_tokens < tokens.num_tokens
 
 
-def test_streamed_is_resident(bench):
-    resident, streamed = bench.quantize(), bench.quantize(stream=True, host_memory_gib=0.0)
-    assert differing(resident, streamed) == []
-    assert resident.manifest.expert_token_counts == streamed.manifest.expert_token_counts
+def test_streamed_is_the_same(bench):
+    on_device, streamed = bench.quantize(), bench.quantize(stream=True, host_memory_gib=0.0)
+    assert differing(on_device, streamed) == []
+    assert on_device.manifest.expert_token_counts == streamed.manifest.expert_token_counts
 
 
 def test_another_picture_is_another_calibration(chats, tmp_path):

@@ -69,7 +69,7 @@ def held_out(demo):
     tokens = build_token_set(CalibrationSpec(source="demo", samples=8, sequence_length=128, seed=1), demo.model)
     model = LayerwiseModel(demo.model, TensorReader(source), tuple(source.tensors), "cpu", "eager")
     calibration = Calibration(model, gemma, batches_of(tokens, 8), NoProgress(), MomentKind.FULL)
-    moments = [layer.observations.moments for layer in calibration.resident()]
+    moments = [layer.observations.moments for layer in calibration.layers()]
     return {
         name: moments[module.layer][moments_of(module)[0]].sums[moments_of(module)[1]]
         for name, module in gemma.linears.items()

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -19,6 +21,7 @@ from fourfold.errors import CheckpointError, ConfigError
 
 MANIFEST_FILE = "manifest.json"
 SCHEMA_VERSION: Final = 1
+_HASHING_THREADS = 8
 
 
 class Fate(StrEnum):
@@ -100,10 +103,11 @@ class Manifest(Config):
 
     def require_files(self, folder: Path) -> None:
         """Raise :class:`CheckpointError` unless ``folder`` holds every recorded file with its recorded bytes."""
+        found_digests = sha256_paths(folder / name for name in self.files)
         for name, digest in self.files.items():
             path = folder / name
             try:
-                found = sha256_file(path)
+                found = next(found_digests)
             except OSError as error:
                 raise CheckpointError(f"{path}: {MANIFEST_FILE} lists it; {error.strerror or error}") from None
             if found != digest:
@@ -125,6 +129,20 @@ def sha256_file(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def sha256_paths(paths: Iterable[Path]) -> Iterator[str]:
+    """Digest of each file, in order; raises what :func:`sha256_file` does when that file's turn comes.
+
+    Several at a time: hashing lets other threads run, and one of them is slower than a disk.
+    """
+    pool = ThreadPoolExecutor(min(_HASHING_THREADS, os.cpu_count() or 1))
+    try:
+        for digest in [pool.submit(sha256_file, path) for path in paths]:
+            yield digest.result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
 def sha256_files(folder: Path, *, skip: tuple[str, ...] = (MANIFEST_FILE,)) -> dict[str, str]:
     """Digest of every file directly in ``folder``, by name."""
-    return {p.name: sha256_file(p) for p in sorted(folder.iterdir()) if p.is_file() and p.name not in skip}
+    paths = [p for p in sorted(folder.iterdir()) if p.is_file() and p.name not in skip]
+    return {path.name: digest for path, digest in zip(paths, sha256_paths(paths), strict=True)}

@@ -1,8 +1,8 @@
-"""Calibration: all batches through all layers, in one of two orders.
+"""Calibration: all batches through one layer, then all through the next.
 
-*Resident*: every layer stays on the device, a batch goes through all of them. *Streamed*: one layer at a time is on the
-device, all batches go through it, their hidden states wait in host memory or on disk, and the next layer is read
-meanwhile. Both call the same modules with the same arguments, so they see the same to the last bit.
+The next layer is read meanwhile, and whoever takes the last one's observations may pack its weights. Hidden states of
+all batches wait in a :class:`fourfold.engine.lanes.Lane`, on the device or off it; either way the same modules are
+called with the same arguments, so all see the same to the last bit.
 
 Shape letters: B rows, T tokens, H hidden.
 """
@@ -11,20 +11,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
-from fourfold.engine.hidden import HiddenStates, Lane
+from fourfold.engine.lanes import DeviceLane
 from fourfold.engine.memory import explain_out_of_memory
 from fourfold.engine.moments import MomentKind
 from fourfold.engine.observations import LayerObservations, LayerObserver
 from fourfold.errors import QuantizationError
 
 if TYPE_CHECKING:
+    from fourfold.engine.hidden import HiddenStates
+    from fourfold.engine.lanes import Lane
     from fourfold.engine.model import LayerwiseModel
     from fourfold.models.gemma4 import Gemma4Moe, LinearModule
     from fourfold.progress import Progress
@@ -34,7 +35,10 @@ Batch = Mapping[str, torch.Tensor]
 
 @dataclass(frozen=True)
 class ObservedLayer:
-    """A layer whose calibration is done; ``read`` gives the weights of its linears, wherever they are."""
+    """A layer whose calibration is done; ``read`` gives the weights of its linears, wherever they are.
+
+    It holds them, whatever the model has unloaded meanwhile.
+    """
 
     index: int
     observations: LayerObservations
@@ -55,57 +59,33 @@ class Calibration:
         self._model, self._gemma, self._batches = model, gemma, batches
         self._progress, self._moments = progress, moments
 
-    def resident(self) -> Iterator[ObservedLayer]:
-        """Every layer, after all batches went through the model. Raises :class:`DeviceError` where it does not fit."""
-        with torch.inference_mode(), explain_out_of_memory(self._model, streamed=False):
-            observers = self._run_resident()
-        for index, observer in enumerate(observers):
-            yield ObservedLayer(index, observer.collected(), self._reader_of(index))
-
-    def _run_resident(self) -> list[LayerObserver]:
-        self._progress.begin("load layers", total=len(self._model.layers), unit="layer")
-        observers = []
-        with ExitStack() as stack, ThreadPoolExecutor(1) as pool:
-            coming = pool.submit(self._model.read_layer, 0)
-            for index in range(len(self._model.layers)):
-                tensors = coming.result()
-                if index + 1 < len(self._model.layers):
-                    coming = pool.submit(self._model.read_layer, index + 1)
-                observers.append(self._observer(index))
-                stack.enter_context(observers[-1].watching(self._model.load_layer(index, tensors)))
-                self._progress.advance()
-            self._progress.begin("calibrate", total=len(self._batches), unit="batch")
-            for number, batch in enumerate(self._batches):
-                states = self._model.embed(batch)
-                finite = []
-                for index, observer in enumerate(observers):
-                    observer.keep_T = _kept(batch, self._model.device)
-                    states = self._call(index, states, batch)
-                    finite.append(_is_finite(states))
-                _require_finite(torch.stack(finite), lambda index, number=number: (index, number))  # type: ignore[misc]
-                self._progress.advance()
-        return observers
-
-    def streamed(self, states: HiddenStates, first_layer: int = 0) -> Iterator[ObservedLayer]:
+    def layers(self, lane: Lane | None = None, first_layer: int = 0) -> Iterator[ObservedLayer]:
         """Every layer from ``first_layer`` on, as soon as all batches went through it.
 
-        ``states`` are those that enter ``first_layer``; filled here for layer 0. They have advanced when a layer's
-        consumer asks for the next one. Raises as :meth:`resident`.
+        ``lane`` holds the states that enter ``first_layer``, and is filled here for layer 0; without one they stay on
+        the device. They have advanced when a layer's consumer asks for the next one.
+        Raises :class:`DeviceError` where something does not fit.
         """
-        with ThreadPoolExecutor(1) as pool, Lane(states, self._model.device) as lane:
-            coming = pool.submit(self._model.read_layer, first_layer)
+        lane = DeviceLane() if lane is None else lane
+        states_bytes = self._states_bytes() if isinstance(lane, DeviceLane) else 0
+        with ThreadPoolExecutor(1) as pool, lane:
+            coming = pool.submit(self._model.fetch_layer, first_layer)
             for index in range(first_layer, len(self._model.layers)):
-                with torch.inference_mode(), explain_out_of_memory(self._model, streamed=True):
+                with torch.inference_mode(), explain_out_of_memory(self._model, states_bytes):
                     if index == 0:
-                        self._embed_all(states)
+                        self._embed_all(lane)
                     layer = self._model.load_layer(index, coming.result())
                     if index + 1 < len(self._model.layers):
-                        coming = pool.submit(self._model.read_layer, index + 1)
+                        coming = pool.submit(self._model.fetch_layer, index + 1)
                     observer = self._run_layer(index, layer, lane)
-                    states.sync()
-                yield ObservedLayer(index, observer.collected(), self._reader_of(index))
-                states.advance()
+                yield ObservedLayer(index, observer.collected(), _reader_of(layer, index))
+                lane.advance()
                 self._model.unload_layer(index)
+
+    def _states_bytes(self) -> int:
+        """Of all batches' hidden states, in BF16."""
+        tokens = sum(batch["input_ids"].numel() for batch in self._batches)
+        return tokens * self._model.hidden_size * torch.bfloat16.itemsize
 
     def expect(self, states: HiddenStates) -> None:
         """Tell ``states`` what an interrupted run left on disk."""
@@ -113,12 +93,13 @@ class Calibration:
         for number, batch in enumerate(self._batches):
             states.expect(number, (*batch["input_ids"].shape, width), torch.bfloat16)
 
-    def _embed_all(self, states: HiddenStates) -> None:
+    def _embed_all(self, lane: Lane) -> None:
         self._progress.begin("embed", total=len(self._batches), unit="batch")
         for number, batch in enumerate(self._batches):
-            states.write(number, self._model.embed(batch))
+            lane.put(number, self._model.embed(batch))
             self._progress.advance()
-        states.advance()
+        lane.finish()
+        lane.advance()
 
     def _run_layer(self, index: int, layer: nn.Module, lane: Lane) -> LayerObserver:
         observer = self._observer(index)
@@ -150,15 +131,16 @@ class Calibration:
         }
         return LayerObserver(linears, self._gemma.num_experts, self._model.device, self._moments)
 
-    def _reader_of(self, index: int) -> Callable[[LinearModule], torch.Tensor]:
-        marker = f"layers.{index}."
 
-        def read(linear: LinearModule) -> torch.Tensor:
-            name = linear.tensor.split(marker, 1)[1]
-            parameter: torch.Tensor = self._model.layers[index].get_parameter(name).detach()
-            return parameter[linear.slices] if linear.slices else parameter
+def _reader_of(layer: nn.Module, index: int) -> Callable[[LinearModule], torch.Tensor]:
+    marker = f"layers.{index}."
+    parameters = {name: parameter.detach() for name, parameter in layer.named_parameters()}
 
-        return read
+    def read(linear: LinearModule) -> torch.Tensor:
+        parameter = parameters[linear.tensor.split(marker, 1)[1]]
+        return parameter[linear.slices] if linear.slices else parameter
+
+    return read
 
 
 def _kept(batch: Batch, device: torch.device) -> torch.Tensor | None:

@@ -120,7 +120,7 @@ def calibrate(request: Request, rank: int, world: int, device: torch.device) -> 
     )
     calibration = Calibration(model, gemma, batches[rank::world], NoProgress())
     merged: dict[str, torch.Tensor] = {}
-    for layer in calibration.resident():
+    for layer in calibration.layers():
         for name, tensor in layer.observations.tensors().items():
             reduced = tensor.to(device)
             operation = distributed.ReduceOp.SUM if name == "tokens" else distributed.ReduceOp.MAX

@@ -34,12 +34,14 @@ _GROUPED_CAPABILITY = (8, 0)
 
 class ExpertsCall(NamedTuple):
     """What an experts module was given and made of it: ``hidden_states`` [T, H], its rows as gate and up read them
-    [S, H], what down reads [S, I], and each row's expert and token (int64 [S]).
+    [S, H], what down reads [S, I] and each such row's largest absolute value [S], each row's expert and token
+    (int64 [S]), and where each expert's rows end (int64 [E]).
     """
 
     hidden_states: torch.Tensor
     gate_up_rows: torch.Tensor
     down_rows: torch.Tensor
+    down_amax_S: torch.Tensor
     expert_S: torch.Tensor
     token_S: torch.Tensor
     ends_E: torch.Tensor
@@ -81,7 +83,7 @@ def observed_experts(
     top_k_index: torch.Tensor,
     top_k_weights: torch.Tensor,
     *,
-    gated: Callable[..., torch.Tensor],
+    gated: Callable[..., tuple[torch.Tensor, torch.Tensor]],
     summed: Callable[..., torch.Tensor],
 ) -> torch.Tensor:
     """The forward pass of an experts module: [T, H], int64 [T, k], [T, k] to [T, H]."""
@@ -92,9 +94,9 @@ def observed_experts(
     # Counted by search, which unlike a histogram lets the GPU run on.
     ends_E = torch.searchsorted(expert_S, torch.arange(experts.num_experts, device=expert_S.device), right=True)
     rows = hidden_states.index_select(0, token_S)
-    inner = gated(grouped_linear(rows, experts.gate_up_proj, ends_E), experts.act_fn)
+    inner, inner_amax_S = gated(grouped_linear(rows, experts.gate_up_proj, ends_E), experts.act_fn)
     if (observer := _observers.get(experts)) is not None:
-        observer.see_experts(ExpertsCall(hidden_states, rows, inner, expert_S, token_S, ends_E))
+        observer.see_experts(ExpertsCall(hidden_states, rows, inner, inner_amax_S, expert_S, token_S, ends_E))
     output = grouped_linear(inner, experts.down_proj, ends_E)
     position = torch.empty_like(order)
     position[order] = torch.arange(len(order), device=order.device)
@@ -102,10 +104,23 @@ def observed_experts(
     return summed(output, top_k_weights.reshape(-1).index_select(0, order), in_expert_order)
 
 
-def _gated(gate_up: torch.Tensor, act_fn: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
-    """[S, 2I] to [S, I]."""
+def _gated(gate_up: torch.Tensor, act_fn: Callable[[torch.Tensor], torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+    """[S, 2I] to [S, I], and its rows' largest absolute values [S]: compiled, the two are one pass."""
     gate, up = gate_up.chunk(2, dim=-1)
-    return act_fn(gate) * up
+    inner = act_fn(gate) * up
+    return inner, row_amax(inner)
+
+
+def row_amax(rows: torch.Tensor) -> torch.Tensor:
+    """Largest absolute value of each row [S, K], in the rows' dtype [S]; no copy of the rows is made for it."""
+    low, high = torch.aminmax(rows, dim=-1)
+    return torch.maximum(high, -low)
+
+
+def largest_by_expert(values_S: torch.Tensor, ends_E: torch.Tensor) -> torch.Tensor:
+    """Each expert's largest of non-negative values that are sorted by expert, float32 [E]; 0 for one without any."""
+    offsets = torch.cat([ends_E.new_zeros(1), ends_E])
+    return torch.segment_reduce(values_S.float(), "max", offsets=offsets, initial=0)
 
 
 def _summed(output: torch.Tensor, weight_S: torch.Tensor, rows_kT: torch.Tensor) -> torch.Tensor:

@@ -26,23 +26,22 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 @contextmanager
-def explain_out_of_memory(model: LayerwiseModel, *, streamed: bool) -> Iterator[None]:
-    """Turn the end of memory inside the block into a :class:`DeviceError` that says what would fit."""
+def explain_out_of_memory(model: LayerwiseModel, states_bytes: int) -> Iterator[None]:
+    """Turn the end of memory inside the block into a :class:`DeviceError` that says what would fit.
+
+    ``states_bytes`` are those of hidden states that stay on the device.
+    """
     try:
         yield
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
-        raise _explained(model, streamed=streamed) from error
-
-
-def _explained(model: LayerwiseModel, *, streamed: bool) -> DeviceError:
-    whole, layer = (size / _GIB for size in model.weight_bytes())
-    if streamed:
-        return DeviceError(
-            f"device {model.device} ran out of memory with one layer of {layer:.2f} GiB on it; lower --batch-size"
-        )
-    return DeviceError(
-        f"device {model.device} ran out of memory: the model's layers take {whole:.2f} GiB there, beside a batch; "
-        f"with --stream one layer at a time does, {layer:.2f} GiB"
-    )
+        layer, states = model.largest_layer_bytes() / _GIB, states_bytes / _GIB
+        if states_bytes:
+            advice = (
+                f"all hidden states, {states:.2f} GiB, stay there beside a layer of {layer:.2f} GiB; with --stream "
+                "they wait in host memory"
+            )
+        else:
+            advice = f"it held one layer of {layer:.2f} GiB and a batch; lower --batch-size"
+        raise DeviceError(f"device {model.device} ran out of memory: {advice}") from error

@@ -17,6 +17,7 @@ from torch import nn
 
 from fourfold.checkpoint.index import CONFIG_FILE, read_json
 from fourfold.engine import experts
+from fourfold.engine.streams import OwnStream
 from fourfold.errors import ModelError
 from fourfold.models.gemma4 import layer_of
 
@@ -74,6 +75,7 @@ class LayerwiseModel:
         self.device = torch.device(device)
         # As it is stored, a model keeps its float32 buffers (rotary frequencies).
         self._place: dict[str, Any] = {"device": self.device} | ({} if dtype is torch.bfloat16 else {"dtype": dtype})
+        self._fetching = OwnStream(self.device)
         self._reader, self._tensors = reader, tensors
         self._config = AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
         self._raw_config = read_json(path / CONFIG_FILE)
@@ -109,12 +111,10 @@ class LayerwiseModel:
         return AutoModelForImageTextToText if hasattr(self._config, "text_config") else AutoModelForCausalLM
 
     def load_layer(self, index: int, tensors: Mapping[str, torch.Tensor] | None = None) -> nn.Module:
-        """Give a layer its weights, read here or ``tensors`` of :meth:`read_layer`, and return it on the device."""
+        """Give a layer its weights, fetched here or ``tensors`` of :meth:`fetch_layer`, and return it."""
         layer: nn.Module = self.layers[index]
-        tensors = self.read_layer(index) if tensors is None else tensors
-        missing, unexpected = layer.load_state_dict(
-            {name: tensor.to(**self._place) for name, tensor in tensors.items()}, strict=False, assign=True
-        )
+        tensors = self.fetch_layer(index) if tensors is None else tensors
+        missing, unexpected = layer.load_state_dict(tensors, strict=False, assign=True)
         if missing or unexpected:
             raise ModelError(f"layer {index}: {[*missing, *unexpected][0]} is missing from the checkpoint, or strange")
         return layer.eval().requires_grad_(False)
@@ -123,15 +123,15 @@ class LayerwiseModel:
         """Take a layer's weights away."""
         self.layers[index].to("meta")
 
-    def read_layer(self, index: int) -> dict[str, torch.Tensor]:
-        """A layer's tensors in host memory, by name inside the layer; may run in another thread."""
+    def fetch_layer(self, index: int) -> dict[str, torch.Tensor]:
+        """A layer's tensors on the device, by name inside the layer; may run in another thread."""
         named = ((name, name.split(f"layers.{index}.", 1)[-1]) for name in self._tensors if layer_of(name) == index)
-        return {inner: self._reader.read(name) for name, inner in named}
+        with self._fetching.work():
+            return {inner: self._reader.read(name).to(**self._place) for name, inner in named}
 
-    def weight_bytes(self) -> tuple[int, int]:
-        """Bytes of all layers, and of the largest, in BF16."""
-        sizes = [sum(p.numel() for p in layer.parameters()) * torch.bfloat16.itemsize for layer in self.layers]
-        return sum(sizes), max(sizes)
+    def largest_layer_bytes(self) -> int:
+        """Bytes of the largest layer in BF16."""
+        return max(sum(p.numel() for p in layer.parameters()) for layer in self.layers) * torch.bfloat16.itemsize
 
     def embed(self, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """The hidden states [B, T, H] that enter layer 0."""

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from fourfold.engine.experts import ExpertsCall, watched
+from fourfold.engine.experts import ExpertsCall, largest_by_expert, row_amax, watched
 from fourfold.engine.moments import MomentKind, Moments
 
 if TYPE_CHECKING:
@@ -106,9 +106,9 @@ class LayerObserver:
         """See :class:`fourfold.engine.experts.ExpertsObserver`."""
         expert_S = call.expert_S
         # A token's largest value is its rows' in every expert: taken before it is repeated.
-        token_amax = _row_amax(call.hidden_states).index_select(0, call.token_S)
-        self._experts[GATE_UP].scatter_reduce_(0, expert_S, token_amax, "amax")
-        self._experts[DOWN].scatter_reduce_(0, expert_S, _row_amax(call.down_rows), "amax")
+        token_amax_S = row_amax(call.hidden_states).index_select(0, call.token_S)
+        for kind, amax_S in ((GATE_UP, token_amax_S), (DOWN, call.down_amax_S)):
+            self._experts[kind] = torch.maximum(self._experts[kind], largest_by_expert(amax_S, call.ends_E))
         if self._kind is not None:
             rows_E = call.ends_E.diff(prepend=call.ends_E.new_zeros(1))
             for kind, rows in ((GATE_UP, call.gate_up_rows), (DOWN, call.down_rows)):
@@ -132,8 +132,3 @@ class LayerObserver:
             tokens_E=self._tokens_E.cpu(),
             moments=self._moments,
         )
-
-
-def _row_amax(rows: torch.Tensor) -> torch.Tensor:
-    """Largest absolute value of each row, float32 [S]."""
-    return torch.maximum(rows.amax(-1), -rows.amin(-1)).float()

@@ -30,12 +30,12 @@ class ReferenceQuantizerOptions(QuantizerOptions):
     ``mse``                 each block's FP8 scale by squared weight error, as good as trying all 126
     ``four-over-six``       each block's largest value at 4 or at 6, by squared weight error; global scale amax/1536
     ``local-hessian``       as ``mse``, the error weighted by X^T X of the block's own inputs
-    ``gptq``                rounding errors carried on to later columns; needs ``stream``
+    ``gptq``                rounding errors carried on to later columns
     ======================  ====================================================================================
     """
 
     algorithm: Literal["max", "mse", "four-over-six", "local-hessian", "gptq"] = "max"
-    #: One decoder layer on the device at a time.
+    #: Hidden states of all batches wait in host memory or on disk, instead of on the device.
     stream: bool = False
     #: Folder of another W4A4 artifact or checkpoint whose input scales are taken; nothing is calibrated then.
     input_scales: str | None = None
@@ -88,8 +88,6 @@ class ReferenceQuantizerOptions(QuantizerOptions):
             raise ConfigError("quantizer.input_scales: scheme W4A16 has no input scales; leave the option out")
         if self.input_scales is not None and not Path(self.input_scales).is_dir():
             raise ConfigError(f"quantizer.input_scales: {self.input_scales} is no folder of a checkpoint or artifact")
-        if self.algorithm == "gptq" and not self.stream:
-            raise ConfigError("algorithm gptq holds one layer's Hessians at a time: add --stream")
         if self.needs_tokens and self.input_scales is not None:
             raise ConfigError(f"algorithm {self.algorithm} calibrates anyway; leave quantizer.input_scales out")
         if self.work is not None and not (self.stream and self.reads_tokens(recipe)):

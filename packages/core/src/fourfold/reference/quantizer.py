@@ -1,7 +1,7 @@
 """The built-in quantizer, on :mod:`fourfold.engine`: no toolchain, no un-fusing.
 
-Where activations are read, calibration comes first, resident, streamed or by several processes; where they are not,
-no model is loaded and weights go through in pieces.
+Where activations are read, layers are calibrated one after the other, or all of them by several processes, and packed
+as they come; where they are not, no model is loaded and weights go through in pieces.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
-from itertools import groupby
+from itertools import chain, groupby
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from fourfold.checkpoint.reader import TensorReader
     from fourfold.engine.calibrate import Calibration, ObservedLayer
     from fourfold.engine.pack import Packer
+    from fourfold.engine.streams import OwnStream
     from fourfold.engine.work import PackedLayer, WorkFolder
     from fourfold.models.gemma4 import LinearModule
     from fourfold.progress import Progress
@@ -34,6 +35,8 @@ _GIB = 2**30
 
 class ReferenceQuantizer(Quantizer[ReferenceQuantizerOptions]):
     """Both schemes, every algorithm of its options."""
+
+    _packing: OwnStream | None = None
 
     def quantize(self, job: QuantizeJob, artifact: ArtifactWriter, progress: Progress) -> None:
         """See :class:`fourfold.interfaces.quantizer.Quantizer`."""
@@ -51,7 +54,7 @@ class ReferenceQuantizer(Quantizer[ReferenceQuantizerOptions]):
             elif self.options.stream:
                 self._streamed(job, reader, artifact, progress)
             else:
-                self._give(job, self._observed(job, reader, progress), artifact, progress)
+                self._give(job, self._observed(job, reader, progress), artifact)
 
     def _weights_only(
         self, job: QuantizeJob, reader: TensorReader, artifact: ArtifactWriter, progress: Progress
@@ -76,18 +79,19 @@ class ReferenceQuantizer(Quantizer[ReferenceQuantizerOptions]):
             for index, observations in enumerate(observed):
                 yield ObservedLayer(index, observations, reader.module)
         else:
-            yield from self._calibration(job, reader, progress).resident()
+            yield from self._calibration(job, reader, progress).layers()
 
     def _streamed(self, job: QuantizeJob, reader: TensorReader, artifact: ArtifactWriter, progress: Progress) -> None:
         from fourfold.engine.hidden import HiddenStates
+        from fourfold.engine.lanes import StreamLane
         from fourfold.engine.work import PackedLayer, WorkFolder, identity_of
 
         if self.options.work is None:
             with tempfile.TemporaryDirectory(prefix="hidden-", dir=artifact.folder.parent) as spill:
                 room = int(self.options.host_memory_gib * _GIB)
                 states = HiddenStates(Path(spill), room, pinned=job.device != "cpu")
-                layers = self._calibration(job, reader, progress).streamed(states)
-                self._give(job, layers, artifact, None)
+                lane = StreamLane(states, _device(job))
+                self._give(job, self._calibration(job, reader, progress).layers(lane), artifact)
             return
         with WorkFolder(Path(self.options.work), identity_of(job, self.options.recorded())) as work:
             self._go_on(job, reader, work, progress)
@@ -95,27 +99,30 @@ class ReferenceQuantizer(Quantizer[ReferenceQuantizerOptions]):
                 PackedLayer.load(work.layer(index), index, _targets(job, index)).give(artifact)
             work.remove()
 
-    def _give(
-        self, job: QuantizeJob, layers: Iterable[ObservedLayer], artifact: ArtifactWriter, progress: Progress | None
-    ) -> None:
-        """Pack every layer, write it while the next one is packed; ``progress`` where packing is a task of its own."""
-        with ThreadPoolExecutor(1) as writer:
+    def _give(self, job: QuantizeJob, layers: Iterable[ObservedLayer], artifact: ArtifactWriter) -> None:
+        """Pack a layer while the next one is calibrated, and write it while the next one is packed."""
+        with ThreadPoolExecutor(1) as packer, ThreadPoolExecutor(1) as writer:
+            packing: Future[PackedLayer] | None = None
             writing: Future[None] | None = None
-            for layer in layers:
-                if progress is not None and writing is None:
-                    progress.begin("pack and write layers", total=job.gemma.num_layers, unit="layer")
-                packed = self._packed(job, layer)
-                if writing is not None:
-                    writing.result()
-                writing = writer.submit(packed.give, artifact)
-                if progress is not None:
-                    progress.advance()
+            for layer in chain(layers, [None]):
+                if packing is not None:
+                    packed = packing.result()
+                    if writing is not None:
+                        writing.result()
+                    writing = writer.submit(packed.give, artifact)
+                if layer is None:
+                    break
+                packing = packer.submit(self._packed, job, layer)
+                if _device(job).type == "cpu" or layer.observations.moments:
+                    # On a CPU the two would take turns; and two layers' moments are not to be held.
+                    packing.result()
             if writing is not None:
                 writing.result()
 
     def _go_on(self, job: QuantizeJob, reader: TensorReader, work: WorkFolder, progress: Progress) -> None:
         """Run and save the layers that ``work`` lacks."""
         from fourfold.engine.hidden import HiddenStates
+        from fourfold.engine.lanes import StreamLane
 
         first = work.num_finished
         if first == job.gemma.num_layers:
@@ -125,7 +132,7 @@ class ReferenceQuantizer(Quantizer[ReferenceQuantizerOptions]):
         if first:
             progress.note(f"{work.path}: going on at layer {first}")
             calibration.expect(states)
-        for layer in calibration.streamed(states, first):
+        for layer in calibration.layers(StreamLane(states, _device(job)), first):
             self._packed(job, layer).save(work.layer(layer.index))
 
     def _packed(self, job: QuantizeJob, layer: ObservedLayer) -> PackedLayer:
@@ -137,9 +144,18 @@ class ReferenceQuantizer(Quantizer[ReferenceQuantizerOptions]):
         scales, fallbacks = input_scales(targets, layer.observations, job.recipe, per_layer=per_layer)
         fallbacks += weight_fallbacks(targets, layer.observations, self.options.algorithm)
         result = PackedLayer(layer.index, tokens_E=layer.observations.tokens_E, fallbacks=fallbacks)
-        for module, weight in self._packer(job).pack(targets, layer.read, layer.observations):
-            result.weights.append((module, weight, scales.get(module.name)))
+        with self._stream(job).work():
+            for module, weight in self._packer(job).pack(targets, layer.read, layer.observations):
+                result.weights.append((module, weight, scales.get(module.name)))
         return result
+
+    def _stream(self, job: QuantizeJob) -> OwnStream:
+        """For packing: one, whose memory is used again."""
+        from fourfold.engine.streams import OwnStream
+
+        if self._packing is None:
+            self._packing = OwnStream(_device(job))
+        return self._packing
 
     def _packer(self, job: QuantizeJob) -> Packer:
         from fourfold.engine.pack import Packer

@@ -17,7 +17,7 @@ from pathlib import Path
 from fourfold.checkpoint.atomic import atomic_folder, explain_os_error
 from fourfold.checkpoint.index import read_json
 from fourfold.errors import CheckpointError
-from fourfold.manifest import sha256_file
+from fourfold.manifest import sha256_paths
 
 RECORD_FILE = "stage.json"
 
@@ -57,7 +57,7 @@ class StageStore:
         try:
             record = read_json(folder / RECORD_FILE)
             files = record["files"]
-            whole = all(sha256_file(folder / file) == digest for file, digest in files.items())
+            whole = list(sha256_paths(folder / file for file in files)) == list(files.values())
         except (CheckpointError, OSError, KeyError, TypeError, AttributeError):
             whole = False
         if not whole:
@@ -74,7 +74,9 @@ class StageStore:
         final = self._folder(name, identity)
         with atomic_folder(final) as partial:
             yield partial, final
-            files = {str(p.relative_to(partial)): sha256_file(p) for p in sorted(partial.rglob("*")) if p.is_file()}
+            paths = [p for p in sorted(partial.rglob("*")) if p.is_file()]
+            digests = zip(paths, sha256_paths(paths), strict=True)
+            files = {str(path.relative_to(partial)): digest for path, digest in digests}
             text = json.dumps({"name": name, "identity": dict(identity), "files": files}, indent=1, sort_keys=True)
             (partial / RECORD_FILE).write_text(text + "\n", encoding="utf-8")
 

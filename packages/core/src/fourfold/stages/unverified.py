@@ -16,7 +16,7 @@ from pathlib import Path
 
 from fourfold.checkpoint.index import read_json
 from fourfold.errors import CheckpointError
-from fourfold.manifest import MANIFEST_FILE, Manifest, sha256_file
+from fourfold.manifest import MANIFEST_FILE, Manifest, sha256_file, sha256_paths
 
 
 class UnverifiedNote:
@@ -42,7 +42,7 @@ class UnverifiedNote:
             files = Manifest.read(self._output).files
             if {path.name for path in self._output.iterdir()} != {*files, MANIFEST_FILE}:
                 return False
-            return all(sha256_file(self._output / name) == digest for name, digest in files.items())
+            return list(sha256_paths(self._output / name for name in files)) == list(files.values())
         except (CheckpointError, OSError):
             return False
 

@@ -12,7 +12,7 @@ from fourfold.environments import environment_sha256
 from fourfold.errors import ConfigError
 from fourfold.evaluate.request import EvalConfig
 from fourfold.evaluate.tasks import plan_tasks
-from fourfold.manifest import MANIFEST_FILE, sha256_file
+from fourfold.manifest import MANIFEST_FILE, sha256_file, sha256_paths
 from fourfold.plugins import Registry
 from fourfold.serving.target import choose_server
 from fourfold.study.spec import BASELINE, Evaluation, Study
@@ -74,7 +74,7 @@ def _data_files(folder: Path | None) -> dict[str, str]:
     if folder is None:
         return {}
     files = sorted(path for path in folder.rglob("*") if path.is_file())
-    return {str(path.relative_to(folder)): sha256_file(path) for path in files}
+    return {str(path.relative_to(folder)): digest for path, digest in zip(files, sha256_paths(files), strict=True)}
 
 
 def clear_unless(folder: Path, identity: str) -> None:

@@ -1,0 +1,124 @@
+"""Where the engine's calibration time goes: device time by kernel, of a cut of the full-size model. One JSON.
+
+    python benchmarks/engine_profile.py FOLDER [--layers 6] [--batches 4] [--batch-size 16] [--sequence-length 1024]
+                                        [--no-fuse] [--top 25]
+
+FOLDER takes the random model. Needs a GPU. The batch after two unprofiled ones is measured by wall clock without a
+profiler, then once more under torch's: what all kernels take together, and what lies between the two, is the host's.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.autograd import DeviceType
+from torch.profiler import ProfilerActivity, profile
+
+from fourfold.checkpoint.index import TensorFolder
+from fourfold.checkpoint.reader import TensorReader
+from fourfold.conformance.full_size import full_size_config, make_full_size
+from fourfold.engine.calibrate import Calibration
+from fourfold.engine.model import LayerwiseModel
+from fourfold.models.gemma4 import read_gemma4
+from fourfold.progress import NoProgress
+
+
+class Steps(NoProgress):
+    """Wall time of every batch, the device's work included; profiles the last one."""
+
+    def __init__(self, batches: int) -> None:
+        self._batches, self._last, self._calibrates = batches, 0.0, False
+        self.seconds: list[float] = []
+        self.profiler = profile(activities=[ProfilerActivity.CUDA])
+
+    def begin(self, task: str, *, total: int | None, unit: str) -> None:
+        """See :class:`fourfold.progress.Progress`."""
+        self._calibrates, self._last = task == "calibrate", _now()
+
+    def advance(self, amount: int = 1) -> None:
+        """See :class:`fourfold.progress.Progress`."""
+        if not self._calibrates:
+            return
+        now = _now()
+        self.seconds.append(now - self._last)
+        if len(self.seconds) == self._batches - 1:
+            self.profiler.start()
+        if len(self.seconds) == self._batches:
+            self.profiler.stop()
+        self._last = _now()
+
+
+def _now() -> float:
+    torch.cuda.synchronize()
+    return time.monotonic()
+
+
+def kernels(profiler: profile) -> tuple[Counter[str], Counter[str]]:
+    """Microseconds, and calls, by kernel."""
+    micros: Counter[str] = Counter()
+    calls: Counter[str] = Counter()
+    for event in profiler.events():
+        if event.device_type is DeviceType.CUDA:
+            micros[event.name] += event.device_time
+            calls[event.name] += 1
+    return micros, calls
+
+
+def measure(given: argparse.Namespace) -> dict[str, Any]:
+    """The figures."""
+    if not (given.folder / "config.json").is_file():
+        make_full_size(given.folder, full_size_config(given.layers, text_only=True))
+    source = TensorFolder(given.folder)
+    model = LayerwiseModel(
+        given.folder, TensorReader(source), tuple(source.tensors), "cuda", "sdpa", fuse=not given.no_fuse
+    )
+    generator = torch.Generator().manual_seed(0)
+    shape = (given.batch_size, given.sequence_length)
+    batches = [
+        {"input_ids": torch.randint(4, 2000, shape, generator=generator), "attention_mask": torch.ones(shape).long()}
+        for _ in range(given.batches)
+    ]
+    steps = Steps(given.batches)
+    calibration = Calibration(model, read_gemma4(source), batches, steps)
+    for _ in calibration.layers():
+        pass
+    micros, calls = kernels(steps.profiler)
+    per_layer = 1e-3 / given.layers
+    return {
+        "gpu": torch.cuda.get_device_name(),
+        "torch": torch.__version__,
+        "layers": given.layers,
+        "tokens": shape[0] * shape[1],
+        "batch_seconds": [round(s, 4) for s in steps.seconds],
+        "ms_a_layer": {
+            "wall": round(steps.seconds[-2] * 1e3 / given.layers, 3),
+            "kernels": round(sum(micros.values()) * per_layer, 3),
+        },
+        "kernels_ms_a_layer": [
+            [round(time_us * per_layer, 3), round(calls[name] / given.layers, 1), name[:140]]
+            for name, time_us in micros.most_common(given.top)
+        ],
+    }
+
+
+def main() -> None:
+    """Parse, measure, print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--layers", type=int, default=6)
+    parser.add_argument("--batches", type=int, default=4)
+    parser.add_argument("--batch-size", type=int, default=16)
+    parser.add_argument("--sequence-length", type=int, default=1024)
+    parser.add_argument("--no-fuse", action="store_true")
+    parser.add_argument("--top", type=int, default=25)
+    print(json.dumps(measure(parser.parse_args()), indent=1))
+
+
+if __name__ == "__main__":
+    main()
