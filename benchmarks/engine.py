@@ -4,7 +4,8 @@
                                        [--batch-size 16] [--device cuda] [--runs reference reference-stream ...]
 
 The model is :mod:`fourfold.conformance.full_size`'s, cut to ``--layers`` and ``--experts``; FOLDER takes it, the
-tokens and the artifacts. Every run is the real quantize stage in a process of its own, in its backend's environment.
+tokens and the artifacts, and what it holds of the first two is used again. Every run is the real quantize stage in a
+process of its own, in its backend's environment.
 Times are between a stage's own progress events; ``start`` is what comes before the first (interpreter, imports).
 ``peak_rss_gb`` is the process tree's, sampled every half second, without pages of mapped files
 (``peak_rss_with_files_gb`` has them); ``peak_device_gb`` is what ``nvidia-smi`` says above the level before.
@@ -213,14 +214,15 @@ def main() -> None:
     parser.add_argument("--runs", nargs="+", choices=RUNS, default=["reference", "modelopt", "llmcompressor"])
     given = parser.parse_args()
     given.folder.mkdir(parents=True, exist_ok=True)
-    model, tokens = given.folder / "model", given.folder / "tokens"
+    model, tokens = given.folder / "model", given.folder / f"tokens-{given.samples}x{given.sequence_length}"
     if not model.is_dir():
         config = full_size_config(given.layers, given.experts, given.vocabulary, text_only=True)
         make_full_size(model, config)
     spec = CalibrationSpec(
         source="demo", samples=given.samples, sequence_length=given.sequence_length, batch_size=given.batch_size
     )
-    build_token_set(spec, model).save(tokens)
+    if not tokens.is_dir():
+        build_token_set(spec, model).save(tokens)
     registry = Registry(build_plugin_manager())
     results: dict[str, Any] = {
         "model": {"layers": given.layers, "experts": given.experts, "vocabulary": given.vocabulary},

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import time
 from collections import Counter
 from pathlib import Path
@@ -28,6 +29,17 @@ from fourfold.engine.model import LayerwiseModel
 from fourfold.models.gemma4 import read_gemma4
 from fourfold.progress import NoProgress
 
+#: What a kernel belongs to, by words in its name; the first that fits.
+PARTS = (
+    ("products of experts", "GroupProblemShape"),
+    ("attention", "sdpa|fmha|flash"),
+    ("other products", "nvjet|gemm|cutlass"),
+    ("norms", r"^triton_.*mean.*pow"),
+    ("experts' compiled passes", "^triton_"),
+    ("rows in the experts' order", "gather|index|sort|scatter|segment"),
+    ("largest values", "MinMax|minmax|MaxOps|max_kernel"),
+)
+
 
 class Steps(NoProgress):
     """Wall time of every batch, the device's work included; profiles the last one."""
@@ -35,7 +47,7 @@ class Steps(NoProgress):
     def __init__(self, batches: int) -> None:
         self._batches, self._last, self._calibrates = batches, 0.0, False
         self.seconds: list[float] = []
-        self.profiler = profile(activities=[ProfilerActivity.CUDA])
+        self.profiler = profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA], acc_events=True)
 
     def begin(self, task: str, *, total: int | None, unit: str) -> None:
         """See :class:`fourfold.progress.Progress`."""
@@ -63,11 +75,19 @@ def kernels(profiler: profile) -> tuple[Counter[str], Counter[str]]:
     """Microseconds, and calls, by kernel."""
     micros: Counter[str] = Counter()
     calls: Counter[str] = Counter()
-    for event in profiler.events():
-        if event.device_type is DeviceType.CUDA:
-            micros[event.name] += event.device_time
-            calls[event.name] += 1
+    for kernel in profiler.key_averages():
+        if kernel.device_type is DeviceType.CUDA:
+            micros[kernel.key] += kernel.self_device_time_total
+            calls[kernel.key] += kernel.count
     return micros, calls
+
+
+def parts(micros: Counter[str], scale: float) -> dict[str, float]:
+    """Time by what a kernel does, as far as its name tells."""
+    found: Counter[str] = Counter()
+    for name, time_us in micros.items():
+        found[next((part for part, words in PARTS if re.search(words, name)), "other passes")] += time_us * scale
+    return {part: round(time_ms, 3) for part, time_ms in found.most_common()}
 
 
 def measure(given: argparse.Namespace) -> dict[str, Any]:
@@ -100,6 +120,7 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
             "wall": round(steps.seconds[-2] * 1e3 / given.layers, 3),
             "kernels": round(sum(micros.values()) * per_layer, 3),
         },
+        "parts_ms_a_layer": parts(micros, per_layer),
         "kernels_ms_a_layer": [
             [round(time_us * per_layer, 3), round(calls[name] / given.layers, 1), name[:140]]
             for name, time_us in micros.most_common(given.top)

@@ -13,6 +13,7 @@ Shape letters: T tokens, H hidden, I expert width, E experts, k experts a token,
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache, partial
@@ -62,6 +63,9 @@ def register() -> None:
     """Make the implementation known to Transformers; a second call does nothing."""
     from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
+    # The compiler would start a process a processor, 0.4 GB each, for a dozen small kernels; it reads this as it is
+    # imported.
+    os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
     ALL_EXPERTS_FUNCTIONS.register(IMPLEMENTATION, partial(observed_experts, gated=_gated, summed=_summed))
     gated, summed = torch.compile(_gated, dynamic=True), torch.compile(_summed_in_one, dynamic=True)
     ALL_EXPERTS_FUNCTIONS.register(FUSED, partial(observed_experts, gated=gated, summed=summed))

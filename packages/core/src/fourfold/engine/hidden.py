@@ -17,6 +17,39 @@ from fourfold.checkpoint.reader import host_bytes
 from fourfold.errors import CheckpointError, OutputError
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+#: Page-locked memory is given out in powers of two; states are cut out of pieces of this size.
+_PINNED_PIECE = 2**30
+
+
+class HostMemory:
+    """At most ``limit_bytes`` of host memory."""
+
+    def __init__(self, limit_bytes: int) -> None:
+        self._room = limit_bytes
+
+    def take(self, nbytes: int) -> torch.Tensor | None:
+        """uint8 [``nbytes``], or None when there is no room for them."""
+        if nbytes > self._room:
+            return None
+        self._room -= nbytes
+        return torch.empty(nbytes, dtype=torch.uint8)
+
+
+class PinnedMemory(HostMemory):
+    """The same, page-locked."""
+
+    _piece = torch.empty(0, dtype=torch.uint8)
+
+    def take(self, nbytes: int) -> torch.Tensor | None:
+        """See :class:`HostMemory`."""
+        if nbytes > len(self._piece):
+            size = max(_PINNED_PIECE, 1 << (nbytes - 1).bit_length())
+            if size > self._room:
+                return None
+            self._room -= size
+            self._piece = torch.empty(size, dtype=torch.uint8, pin_memory=True)
+        taken, self._piece = self._piece[:nbytes], self._piece[nbytes:]
+        return taken
 
 
 class HiddenStates:
@@ -24,11 +57,16 @@ class HiddenStates:
     -1 where nothing is there to read yet.
     """
 
-    def __init__(self, folder: Path, memory_bytes: int, layer: int = -1, *, pinned: bool = False) -> None:
-        """``pinned`` memory takes states from a GPU several times as fast as other memory, which is copied twice."""
-        self._folder, self._layer, self._pinned = folder, layer, pinned
+    def __init__(
+        self, folder: Path, memory_bytes: int, layer: int = -1, *, pinned: bool = False, durable: bool = False
+    ) -> None:
+        """``pinned`` memory takes states from a GPU several times as fast as other memory, which is copied twice.
+
+        ``durable`` says that another run may go on from what is on disk.
+        """
+        self._folder, self._layer, self._durable = folder, layer, durable
         self._staging: torch.Tensor | None = None
-        self._room = memory_bytes
+        self._host = PinnedMemory(memory_bytes) if pinned else HostMemory(memory_bytes)
         self._memory: dict[int, torch.Tensor] = {}
         self._shapes: dict[int, tuple[tuple[int, ...], torch.dtype]] = {}
 
@@ -68,22 +106,17 @@ class HiddenStates:
         if batch in self._memory:
             # What stood there was this batch's input, and has been read.
             self._memory[batch].copy_(states)
-        elif states.nbytes <= self._room:
-            self._room -= states.nbytes
-            self._memory[batch] = self._on_host(states)
+        elif (memory := self._host.take(states.nbytes)) is not None:
+            self._memory[batch] = memory.view(states.dtype).view(states.shape).copy_(states)
         else:
             self._spill(batch, self._staged(states))
-
-    def _on_host(self, states: torch.Tensor) -> torch.Tensor:
-        return torch.empty(states.shape, dtype=states.dtype, pin_memory=self._pinned).copy_(states)
 
     def _staged(self, states: torch.Tensor) -> torch.Tensor:
         """``states`` in host memory, in a buffer that is used again."""
         if states.device.type == "cpu":
             return states.contiguous()
         if self._staging is None or self._staging.shape != states.shape:
-            self._staging = self._on_host(states)
-            return self._staging
+            self._staging = torch.empty(states.shape, dtype=states.dtype, pin_memory=True)
         return self._staging.copy_(states)
 
     def _spill(self, batch: int, states: torch.Tensor) -> None:
@@ -104,8 +137,8 @@ class HiddenStates:
             ) from None
 
     def sync(self) -> None:
-        """Force what was written to disk."""
-        for path in sorted(self._path(self._layer + 1, 0).parent.glob("*.bin")):
+        """Force what was written to disk, where somebody may go on from it."""
+        for path in sorted(self._path(self._layer + 1, 0).parent.glob("*.bin")) if self._durable else ():
             descriptor = os.open(path, os.O_RDONLY)
             try:
                 os.fsync(descriptor)

@@ -131,7 +131,8 @@ class LayerwiseModel:
 
     def largest_layer_bytes(self) -> int:
         """Bytes of the largest layer in BF16."""
-        return max(sum(p.numel() for p in layer.parameters()) for layer in self.layers) * torch.bfloat16.itemsize
+        numbers: int = max(sum(p.numel() for p in layer.parameters()) for layer in self.layers)
+        return numbers * torch.bfloat16.itemsize
 
     def embed(self, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """The hidden states [B, T, H] that enter layer 0."""

@@ -6,10 +6,11 @@ as they come; where they are not, no model is loaded and weights go through in p
 
 from __future__ import annotations
 
+import sys
 import tempfile
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, contextmanager
 from itertools import chain, groupby
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from fourfold.progress import Progress
 
 _GIB = 2**30
+_TURN_S = 5e-5
 
 
 class ReferenceQuantizer(Quantizer[ReferenceQuantizerOptions]):
@@ -101,7 +103,7 @@ class ReferenceQuantizer(Quantizer[ReferenceQuantizerOptions]):
 
     def _give(self, job: QuantizeJob, layers: Iterable[ObservedLayer], artifact: ArtifactWriter) -> None:
         """Pack a layer while the next one is calibrated, and write it while the next one is packed."""
-        with ThreadPoolExecutor(1) as packer, ThreadPoolExecutor(1) as writer:
+        with ThreadPoolExecutor(1) as packer, ThreadPoolExecutor(1) as writer, short_turns():
             packing: Future[PackedLayer] | None = None
             writing: Future[None] | None = None
             for layer in chain(layers, [None]):
@@ -127,7 +129,7 @@ class ReferenceQuantizer(Quantizer[ReferenceQuantizerOptions]):
         first = work.num_finished
         if first == job.gemma.num_layers:
             return
-        states = HiddenStates(work.hidden, 0, layer=first if first else -1, pinned=job.device != "cpu")
+        states = HiddenStates(work.hidden, 0, layer=first if first else -1, pinned=job.device != "cpu", durable=True)
         calibration = self._calibration(job, reader, progress)
         if first:
             progress.note(f"{work.path}: going on at layer {first}")
@@ -178,6 +180,21 @@ class ReferenceQuantizer(Quantizer[ReferenceQuantizerOptions]):
         if self.options.attention != "auto":
             return self.options.attention
         return "eager" if job.device == "cpu" else "sdpa"
+
+
+@contextmanager
+def short_turns() -> Iterator[None]:
+    """Threads take turns at Python a hundred times as often as usual.
+
+    Who starts kernels gives Python away at every one, and would wait 5 ms for it each time while another thread packs:
+    the GPU would idle.
+    """
+    usual = sys.getswitchinterval()
+    sys.setswitchinterval(_TURN_S)
+    try:
+        yield
+    finally:
+        sys.setswitchinterval(usual)
 
 
 def _targets(job: QuantizeJob, layer: int) -> tuple[LinearModule, ...]:
