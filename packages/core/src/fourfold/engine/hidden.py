@@ -22,6 +22,7 @@ from fourfold.errors import CheckpointError, OutputError
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 #: Results on their way to the host at once; each holds one batch on the device.
 _IN_FLIGHT = 2
+_BEGIN_ANEW = "remove the folder of the run's work to begin anew"
 
 
 class HiddenStates:
@@ -45,22 +46,18 @@ class HiddenStates:
         self._shapes[batch] = shape, dtype
 
     def read(self, batch: int) -> torch.Tensor:
-        """A batch's states, on the CPU; :class:`CheckpointError` for a file that does not hold them whole."""
+        """A batch's states, on the CPU; :class:`CheckpointError` for a file that is missing, or holds them in part."""
         if batch in self._memory:
             return self._memory[batch]
         shape, dtype = self._shapes[batch]
         states = torch.empty(shape, dtype=dtype)
         path = self._path(self._layer, batch)
-        with path.open("rb", buffering=0) as file:
-            view, done = host_bytes(states), 0
-            while done < len(view):
-                got = file.readinto(view[done:])
-                if not got:
-                    raise CheckpointError(
-                        f"{path}: holds {done} of {len(view)} bytes of hidden states; remove the folder of the run's "
-                        "work to begin anew"
-                    )
-                done += got
+        try:
+            done = _fill(host_bytes(states), path)
+        except OSError as error:
+            raise CheckpointError(f"{path}: hidden states cannot be read ({error.strerror}); {_BEGIN_ANEW}") from None
+        if done < states.nbytes:
+            raise CheckpointError(f"{path}: holds {done} of {states.nbytes} bytes of hidden states; {_BEGIN_ANEW}")
         return states
 
     @torch.inference_mode()
@@ -121,6 +118,15 @@ class HiddenStates:
         """What was written is what will be read; the layer's inputs go."""
         shutil.rmtree(self._path(self._layer, 0).parent, ignore_errors=True)
         self._layer += 1
+
+
+def _fill(view: memoryview, path: Path) -> int:
+    """Fill ``view`` from the file at ``path``; how many bytes there were for it."""
+    done = 0
+    with path.open("rb", buffering=0) as file:
+        while done < len(view) and (got := file.readinto(view[done:])):
+            done += got
+    return done
 
 
 class Lane:
