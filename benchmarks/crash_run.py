@@ -1,12 +1,15 @@
-"""One run of the command line as a process that strace can kill, stop or fail at a counted system call.
+"""One run of the command line as a process that strace can kill or stop at a counted system call.
 
 The process is forked from this one, with everything imported, and held until strace has it; a stage's own process is
-started by it as always, and followed by strace too. Nothing in the product knows of this.
+started by it as always, and held as soon as it is seen: it imports for seconds before it touches a file of the run.
+Only the process that is to be hit is traced, since strace counts in each process anew. Nothing in the product knows of
+this.
 """
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import re
 import signal
@@ -14,27 +17,20 @@ import subprocess
 import sys
 import time
 import traceback
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import FrameType
+
+from crash_points import ANYWHERE, PIPE, SYSCALLS, Point
 
 from fourfold.cli.app import app
 
-#: What changes the disk or reads from it; a run is killed on entering one of them.
-SYSCALLS = ("mkdir", "openat", "write", "fsync", "rename", "unlink", "rmdir", "read", "pread64", "lseek", "newfstatat")
-_LINE = re.compile(r"^(?P<pid>\d+)\s+(?P<call>\w+)\((?P<rest>.*)$")
 _WAIT_S = 240.0
-
-
-@dataclass(frozen=True)
-class Point:
-    """The ``number``-th call of ``call`` in one process; ``in_child``: of the stage's own process."""
-
-    call: str
-    number: int
-    in_child: bool
-    what: str
+_PR_CAPBSET_DROP = 24
+#: By their numbers in <linux/capability.h>: DAC_OVERRIDE and DAC_READ_SEARCH, by which root passes by permissions.
+_OVERRIDES = (1, 2)
+_CAPABILITIES_V3 = 0x20080522
 
 
 @dataclass
@@ -50,35 +46,64 @@ class Ended:
 class Run:
     """``fourfold ARGUMENTS``, which work below ``folder`` and print into ``logs``.
 
-    Under strace when ``inject`` or ``trace`` asks for it.
+    ``inject`` is delivered at ``point``. With ``traces`` both processes' calls are written there, as `run` and `stage`.
+    ``bound``: by permissions, as everybody but root is.
     """
 
     arguments: list[str]
     folder: Path
     logs: Path
-    inject: str = ""
-    trace: Path | None = None
-    user: int | None = None
+    point: Point | None = None
+    inject: str = "KILL"
+    traces: Path | None = None
+    bound: bool = False
     pid: int = 0
-    strace: subprocess.Popen[bytes] | None = field(default=None)
+    stage: int = 0
+    #: The link of the stage's pipe in /proc.
+    pipe: str = ""
+    straces: list[subprocess.Popen[bytes]] = field(default_factory=list)
+    _code: int | None = None
 
     def start(self) -> Run:
-        """Fork, stop, attach, go on."""
-        self.logs.mkdir(parents=True, exist_ok=True)
+        """Fork, stop, attach, go on; then the same with the stage's process, if that is asked for."""
         self.pid = os.fork()
         if self.pid == 0:
             self._child()
         os.waitpid(self.pid, os.WUNTRACED)
-        if self.inject or self.trace:
-            options = ["-e", f"trace={','.join(SYSCALLS)}"] + (["-e", f"inject={self.inject}"] if self.inject else [])
-            target = str(self.trace) if self.trace else os.devnull
-            self.strace = subprocess.Popen(
-                ["strace", "-f", "-qq", "-s", "300", "-o", target, *options, "-p", str(self.pid)],
-                stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-            )  # fmt: skip
-            _until(lambda: "TracerPid:\t0" not in _status(self.pid), "strace did not attach")
+        if self.traces or (self.point and not self.point.in_stage):
+            self._attach(self.pid, "run")
         os.kill(self.pid, signal.SIGCONT)
+        if self.traces or (self.point and self.point.in_stage):
+            self._await_stage()
         return self
+
+    def _await_stage(self) -> None:
+        while self._running() and not (found := _stages_of(self.folder)):
+            time.sleep(0.002)
+        if self._code is not None:
+            return
+        (self.stage,) = found
+        os.kill(self.stage, signal.SIGSTOP)
+        self.pipe = str(Path(f"/proc/{self.stage}/fd/{self._event_descriptor()}").readlink())
+        self._attach(self.stage, "stage")
+        os.kill(self.stage, signal.SIGCONT)
+
+    def _event_descriptor(self) -> int:
+        return int(Path(f"/proc/{self.stage}/cmdline").read_bytes().split(b"\0")[-2])
+
+    def _attach(self, pid: int, name: str) -> None:
+        options = ["-y", "-s", "0", "-e", f"trace={','.join(SYSCALLS)}"]
+        if self.point:
+            options += ["-e", f"inject={self.point.call}:signal={self.inject}:when={self.point.number}"]
+            if self.point.path != ANYWHERE:
+                path = self.pipe if self.point.path == PIPE else str(self.folder / self.point.path)
+                options += ["-P", path]
+        target = str(self.traces / name) if self.traces else os.devnull
+        self.straces.append(subprocess.Popen(
+            ["strace", "-qq", "-o", target, *options, "-p", str(pid)],
+            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        ))  # fmt: skip
+        _until(lambda: "TracerPid:\t0" not in _status(pid), "strace did not attach")
 
     def _child(self) -> None:
         code = 70
@@ -86,9 +111,9 @@ class Run:
             os.setsid()
             for number, name in ((1, "stdout"), (2, "stderr")):
                 os.dup2(os.open(self.logs / name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644), number)
-            if self.user is not None:
-                os.setresgid(self.user, self.user, self.user)
-                os.setresuid(self.user, self.user, self.user)
+            signal.signal(signal.SIGUSR1, self._swap_pipe)
+            if self.bound:
+                give_up_overrides()
             os.kill(os.getpid(), signal.SIGSTOP)
             app(self.arguments)
         except SystemExit as stop:
@@ -101,74 +126,77 @@ class Run:
                 sys.stderr.flush()
             os._exit(code)
 
+    def _swap_pipe(self, number: int, frame: FrameType | None) -> None:
+        """In the run: its end of the pipe becomes one that nothing comes from, and the pipe has no reader."""
+        os.dup2(os.open(os.devnull, os.O_RDONLY), int((self.logs / "descriptor").read_text(encoding="utf-8")))
+
+    def break_pipe(self) -> None:
+        """Take the reading end of the stage's pipe from the run, which lives on as the stage does."""
+        links = Path(f"/proc/{self.pid}/fd")
+        (descriptor,) = [link.name for link in links.iterdir() if str(link.readlink()) == self.pipe]
+        (self.logs / "descriptor").write_text(descriptor, encoding="utf-8")
+        os.kill(self.pid, signal.SIGUSR1)
+        _until(lambda: str((links / descriptor).readlink()) == os.devnull, "the run kept its end of the pipe")
+
     def wait(self) -> Ended:
         """Until the process, and every process it started, is gone."""
-        code: list[int] = []
-
-        def gone() -> bool:
-            pid, status = os.waitpid(self.pid, os.WNOHANG)
-            if pid:
-                code.append(os.waitstatus_to_exitcode(status))
-            return bool(code)
-
-        _until(gone, f"{self.arguments} did not end")
-        if self.strace is not None:
-            self.strace.wait(timeout=60)
-        _until(lambda: not stages_of(self.folder), "a stage outlived the run that started it")
+        _until(lambda: not self._running(), f"{self.arguments} did not end")
+        for strace in self.straces:
+            strace.wait(timeout=60)
+        _until(lambda: not _processes_of(self.folder), "a stage outlived the run that started it")
         texts = [(self.logs / name).read_text(encoding="utf-8", errors="replace") for name in ("stderr", "stdout")]
-        return Ended(code[0], *texts)
+        assert self._code is not None
+        return Ended(self._code, *texts)
+
+    def _running(self) -> bool:
+        if self._code is None:
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            self._code = os.waitstatus_to_exitcode(status) if pid else None
+        return self._code is None
 
     def wait_stopped(self) -> int | None:
-        """Until one of the run's processes stands still for half a second: its pid; None when the run ended first."""
-        still: Counter[int] = Counter()
-        deadline = time.monotonic() + _WAIT_S
+        """Until the process that is hit stands still for half a second: its pid; None when the run ended first."""
+        pid, still, deadline = self.stage or self.pid, 0, time.monotonic() + _WAIT_S
         while time.monotonic() < deadline:
-            if "State:\tZ" in _status(self.pid) or not _status(self.pid):
+            if not self._running():
                 return None
-            for pid in (self.pid, *stages_of(self.folder)):
-                still[pid] = still[pid] + 1 if re.search(r"State:\t[tT]", _status(pid)) else 0
-                if still[pid] >= 10:
-                    return pid
+            still = still + 1 if re.search(r"State:\t[tT]", _status(pid)) else 0
+            if still >= 10:
+                return pid
             time.sleep(0.05)
         raise TimeoutError("nothing stopped")
 
 
-def stages_of(folder: Path) -> list[int]:
-    """Living processes of stages that work below ``folder``."""
-    found = []
+def give_up_overrides() -> None:
+    """Bind this process of root's, and all that it starts, by permissions; its interpreter stays readable to it."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    # The bounding set is for what is started later: root gets all that is in it with every exec.
+    results = [libc.prctl(_PR_CAPBSET_DROP, capability) for capability in _OVERRIDES]
+    header = (ctypes.c_uint32 * 2)(_CAPABILITIES_V3, 0)
+    sets = (ctypes.c_uint32 * 6)()  # effective, permitted, inheritable; then the same of the higher numbers
+    results.append(libc.capget(header, sets))
+    for index in range(3):
+        sets[index] &= ~sum(1 << capability for capability in _OVERRIDES)
+    results.append(libc.capset(header, sets))
+    if any(results):
+        raise OSError(ctypes.get_errno(), "the capabilities could not be given up")
+
+
+def _processes_of(folder: Path) -> dict[int, list[bytes]]:
+    """Living processes of stages that work below ``folder``, supervisors included, with their arguments."""
+    found = {}
     for process in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
             command = (process / "cmdline").read_bytes()
             state = (process / "stat").read_text(encoding="utf-8").rpartition(")")[2].split()[0]
-            if b"fourfold.stages.child" in command and os.fsencode(folder) in command and state != "Z":
-                found.append(int(process.name))
+            if b"fourfold.stages.child" in command and os.fsencode(folder) + b"/" in command and state not in "ZX":
+                found[int(process.name)] = command.split(b"\0")
     return found
 
 
-def points_between(trace: Path, main: int, begin: str, end: str | None, count: int) -> list[Point]:
-    """``count`` points of a traced run, from the line with ``begin`` to that with ``end``: every fsync and rename
-    first, then others evenly over the window."""
-    seen: dict[str, Counter[str]] = {}
-    window: list[Point] = []
-    inside = False
-    for line in trace.read_text(encoding="utf-8", errors="replace").splitlines():
-        match = _LINE.match(line)
-        if match is None or match["call"] not in SYSCALLS:
-            continue
-        counter = seen.setdefault(match["pid"], Counter())
-        counter[match["call"]] += 1
-        inside = inside or begin in line
-        if inside:
-            window.append(Point(match["call"], counter[match["call"]], int(match["pid"]) != main, match["rest"][:120]))
-        if inside and end is not None and end in line:
-            break
-    sharp = [p for p in window if p.call in ("fsync", "rename", "mkdir", "unlink", "rmdir") and not p.in_child]
-    rest = [p for p in window if p not in sharp]
-    chosen = sharp[:: max(1, len(sharp) // (count // 2) or 1)][: count // 2] if len(sharp) > count // 2 else sharp
-    if sharp and sharp[-1] not in chosen:
-        chosen.append(sharp[-1])
-    step = max(1, len(rest) // max(1, count - len(chosen)))
-    return chosen + rest[step // 2 :: step][: count - len(chosen)]
+def _stages_of(folder: Path) -> list[int]:
+    """Those of them that are a stage's own process, not its supervisor's."""
+    return [pid for pid, command in _processes_of(folder).items() if command[1:3] == [b"-m", b"fourfold.stages.child"]]
 
 
 def _status(pid: int) -> str:

@@ -25,6 +25,8 @@ from fourfold.stages.store import StageStore
 
 FOURFOLD = str(Path(sys.executable).parent / "fourfold")
 QUICK = ("--quantizer", "reference", "--scheme", "W4A16")
+#: Root without the capability that lets it pass by permissions: what any owner of the folders is.
+WITHOUT_OVERRIDE = ("setpriv", "--bounding-set", "-dac_override,-dac_read_search")
 
 
 def request(output: Path, **changes) -> QuantizeRequest:
@@ -148,6 +150,53 @@ def test_full_disk_and_taken_folder_are_explained(tmp_path):
     ):
         pytest.fail("entered")
     assert (tmp_path / "out" / "mine").exists()
+
+
+def test_a_place_elsewhere_that_the_system_refuses_is_named(tmp_path):
+    """Not the folder that is being made, in which nothing is wrong."""
+    missing = tmp_path / "model" / "model.safetensors"
+    message = f"{missing}: No such file or directory, so {tmp_path / 'out'} was not made; mend that and run the same"
+    with pytest.raises(OutputError, match=re.escape(message)), atomic_folder(tmp_path / "out"):
+        missing.read_bytes()
+    below = f"{tmp_path / 'out'}: No such file or directory"
+    with pytest.raises(OutputError, match=f"^{re.escape(below)}$"), atomic_folder(tmp_path / "out") as partial:
+        (partial / "absent").read_bytes()
+
+
+def test_an_interpreter_that_may_not_be_started_is_named(tmp_path, monkeypatch):
+    """As for a user from whom the folder above the interpreter is closed."""
+    interpreter = tmp_path / "bin" / "python"
+    interpreter.parent.mkdir()
+    interpreter.write_text("")
+    monkeypatch.setattr(sys, "executable", str(interpreter))
+    with (
+        pytest.raises(OutputError, match=f"^{re.escape(str(interpreter))}: Permission denied, so "),
+        atomic_folder(tmp_path / "stages" / "quantize"),
+    ):
+        run_in_process(interpreter, request(tmp_path), tmp_path / "log", NoProgress())
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="takes a capability from root; others never had it")
+def test_a_left_over_that_may_not_be_removed_is_named(tmp_path):
+    left = tmp_path / ".out.partial"
+    left.mkdir()
+    (left / "half").write_text("")
+    left.chmod(0o555)
+    script = """
+import sys
+from pathlib import Path
+from fourfold.checkpoint.atomic import atomic_folder
+from fourfold.errors import OutputError
+try:
+    with atomic_folder(Path(sys.argv[1])):
+        pass
+except OutputError as error:
+    print(error)
+"""
+    result = subprocess.run(
+        [*WITHOUT_OVERRIDE, sys.executable, "-c", script, tmp_path / "out"], capture_output=True, text=True, check=True
+    )
+    assert result.stdout == f"{left}: cannot be written (Permission denied)\n"
 
 
 def start(output: Path, stages: Path) -> subprocess.Popen[str]:

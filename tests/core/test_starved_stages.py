@@ -159,6 +159,25 @@ def test_a_right_lost_in_a_stage_is_one_line(stage, tmp_path, finished, cli_json
     finish(work, finished, stage, cli_json)
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="takes a capability from root; others never had it")
+def test_a_right_lost_while_verifying_is_one_line(tmp_path, finished, cli_json):
+    """The checkpoint is there; only the note on it may not be removed."""
+    work = tmp_path / "work"
+    prepare(work, finished, "export")
+    with stopped(work, "out", WITHOUT_OVERRIDE) as process:
+        (work / "stages").chmod(0o555)
+    _, stderr = process.communicate()
+    (work / "stages").chmod(0o755)
+    (note,) = work.glob("stages/unverified-*")
+    assert process.returncode == 2
+    assert stderr == f"fourfold: {note}: cannot be written (Permission denied)\n"
+    result = cli_json(*command(work)[1:])
+    assert result["exit_code"] == 0
+    assert [s["name"] for s in result["stages"] if not s["reused"]] == ["verify"]
+    assert tensors(work / "out") == tensors(finished / "out")
+    assert not note.exists()
+
+
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
 def test_a_run_ended_while_verifying_verifies_what_it_wrote(number, tmp_path, finished, cli_json):
     prepare(tmp_path, finished, "export")

@@ -75,6 +75,16 @@ def test_a_cut_file_of_hidden_states_is_refused(tmp_path):
         states.read(0)
 
 
+def test_a_missing_file_of_hidden_states_is_refused(tmp_path):
+    states = HiddenStates(tmp_path, memory_bytes=0)
+    states.write(0, torch.ones(2, 3, 4, dtype=torch.bfloat16))
+    states.advance()
+    (tmp_path / "layer-000" / "000000.bin").unlink()
+    message = r"layer-000/000000\.bin: hidden states cannot be read \(No such file or directory\); remove the folder of"
+    with pytest.raises(CheckpointError, match=message):
+        states.read(0)
+
+
 def test_a_second_run_over_the_same_work_is_refused(small):
     work = small.work / "work"
     refused = []

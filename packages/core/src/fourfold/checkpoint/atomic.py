@@ -31,6 +31,11 @@ def require_space(destination: Path, needed_bytes: int) -> None:
         )
 
 
+def partial_of(destination: Path) -> Path:
+    """The sibling in which ``destination`` is made."""
+    return destination.with_name(f".{destination.name}.partial")
+
+
 @contextmanager
 def atomic_folder(destination: Path) -> Iterator[Path]:
     """Yield a temporary sibling folder that becomes ``destination`` when the block ends well.
@@ -40,7 +45,7 @@ def atomic_folder(destination: Path) -> Iterator[Path]:
     :class:`OutputError`. So is a full disk or a missing permission, with the place named.
     """
     require_free(destination)
-    partial = destination.with_name(f".{destination.name}.partial")
+    partial = partial_of(destination)
     try:
         with _hold_anew(partial, destination):
             try:
@@ -60,7 +65,10 @@ def _hold_anew(partial: Path, destination: Path) -> Iterator[None]:
     """Make ``partial`` an empty folder and hold it; a killed run's is removed, for the system let go of its hold."""
     if partial.exists():
         with _held(partial, destination):
-            shutil.rmtree(partial)
+            try:
+                shutil.rmtree(partial)
+            except OSError as error:
+                raise explain_os_error(error, partial) from error
     partial.mkdir(parents=True)
     with _held(partial, destination):
         yield
@@ -96,9 +104,29 @@ def _sync(path: Path) -> None:
 
 
 def explain_os_error(error: OSError, destination: Path) -> OutputError:
-    """The :class:`OutputError` that tells what the operating system refused, and where."""
+    """The :class:`OutputError` that tells what the operating system refused, and where.
+
+    What it refused is not always ``destination``: a source's file that may not be read, an interpreter that may not be
+    started. Such a place is named instead.
+    """
+    elsewhere = _elsewhere(error, destination)
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return OutputError(f"{destination}: the disk is full; nothing was left half-written")
+        return OutputError(f"{elsewhere or destination}: the disk is full; nothing was left half-written")
+    if elsewhere is not None:
+        return OutputError(
+            f"{elsewhere}: {error.strerror}, so {destination} was not made; mend that and run the same command again"
+        )
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         return OutputError(f"{destination}: cannot be written ({error.strerror})")
     return OutputError(f"{destination}: {error.strerror or error}")
+
+
+def _elsewhere(error: OSError, destination: Path) -> Path | None:
+    """The place that ``error`` names, unless it is below ``destination``, beside it, or a folder above it."""
+    # A name without a folder is one that was looked for in an open folder, which is always one of ours.
+    if not isinstance(error.filename, str) or not Path(error.filename).is_absolute():
+        return None
+    place, whole = Path(error.filename), destination.absolute()
+    partial = partial_of(whole)
+    own = place.parent == whole.parent or whole.is_relative_to(place)
+    return None if own or place.is_relative_to(whole) or place.is_relative_to(partial) else place

@@ -17,6 +17,7 @@ from fourfold.checkpoint.reader import host_bytes
 from fourfold.errors import CheckpointError, OutputError
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_BEGIN_ANEW = "remove the folder of the run's work to begin anew"
 #: Page-locked memory is given out in powers of two; states are cut out of pieces of this size.
 _PINNED_PIECE = 2**30
 
@@ -78,22 +79,18 @@ class HiddenStates:
         self._shapes[batch] = shape, dtype
 
     def read(self, batch: int) -> torch.Tensor:
-        """A batch's states, on the CPU; :class:`CheckpointError` for a file that does not hold them whole."""
+        """A batch's states, on the CPU; :class:`CheckpointError` for a file that is missing, or holds them in part."""
         if batch in self._memory:
             return self._memory[batch]
         shape, dtype = self._shapes[batch]
         states = torch.empty(shape, dtype=dtype)
         path = self._path(self._layer, batch)
-        with path.open("rb", buffering=0) as file:
-            view, done = host_bytes(states), 0
-            while done < len(view):
-                got = file.readinto(view[done:])
-                if not got:
-                    raise CheckpointError(
-                        f"{path}: holds {done} of {len(view)} bytes of hidden states; remove the folder of the run's "
-                        "work to begin anew"
-                    )
-                done += got
+        try:
+            done = _fill(host_bytes(states), path)
+        except OSError as error:
+            raise CheckpointError(f"{path}: hidden states cannot be read ({error.strerror}); {_BEGIN_ANEW}") from None
+        if done < states.nbytes:
+            raise CheckpointError(f"{path}: holds {done} of {states.nbytes} bytes of hidden states; {_BEGIN_ANEW}")
         return states
 
     @torch.inference_mode()
@@ -149,3 +146,75 @@ class HiddenStates:
         """What was written is what will be read; the layer's inputs go."""
         shutil.rmtree(self._path(self._layer, 0).parent, ignore_errors=True)
         self._layer += 1
+<<<<<<< HEAD
+=======
+
+
+def _fill(view: memoryview, path: Path) -> int:
+    """Fill ``view`` from the file at ``path``; how many bytes there were for it."""
+    done = 0
+    with path.open("rb", buffering=0) as file:
+        while done < len(view) and (got := file.readinto(view[done:])):
+            done += got
+    return done
+
+
+class Lane:
+    """Brings batches to the device ahead of the computation, and results back behind it, in two threads."""
+
+    def __init__(self, states: HiddenStates, device: torch.device) -> None:
+        self._states, self._device = states, device
+        self._reader, self._writer = ThreadPoolExecutor(1), ThreadPoolExecutor(1)
+        self._writing: list[Future[None]] = []
+        self._streams = [torch.cuda.Stream(device) for _ in range(2)] if device.type == "cuda" else []  # type: ignore[no-untyped-call]
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._reader.shutdown(cancel_futures=True)
+        self._writer.shutdown(cancel_futures=True)
+
+    def batches(self, number: int) -> Iterator[tuple[int, torch.Tensor]]:
+        """Every batch of the current layer, on the device."""
+        coming = self._reader.submit(self._fetch, 0)
+        for batch in range(number):
+            states = coming.result()
+            if batch + 1 < number:
+                coming = self._reader.submit(self._fetch, batch + 1)
+            if self._streams:
+                states.record_stream(torch.cuda.current_stream(self._device))
+            yield batch, states
+
+    def _fetch(self, batch: int) -> torch.Tensor:
+        states = self._states.read(batch)
+        if not self._streams:
+            return states
+        with torch.cuda.stream(self._streams[0]):
+            moved = states.to(self._device)
+        self._streams[0].synchronize()
+        return moved
+
+    def put(self, batch: int, states: torch.Tensor) -> None:
+        """A result; it is on its way when this returns."""
+        ready = None
+        if self._streams:
+            ready = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            ready.record(torch.cuda.current_stream(self._device))
+        while len(self._writing) >= _IN_FLIGHT:
+            self._writing.pop(0).result()
+        self._writing.append(self._writer.submit(self._store, batch, states, ready))
+
+    def _store(self, batch: int, states: torch.Tensor, ready: torch.cuda.Event | None) -> None:
+        if ready is not None:
+            ready.synchronize()
+            with torch.cuda.stream(self._streams[1]):
+                self._states.write(batch, states)
+            return
+        self._states.write(batch, states)
+
+    def finish(self) -> None:
+        """Wait until every result is stored; the first error among them is raised."""
+        while self._writing:
+            self._writing.pop(0).result()
+>>>>>>> 30bad77233d8fffc1684a96eef88aa0bb82410f2

@@ -14,6 +14,7 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
+from fourfold.checkpoint.atomic import explain_os_error
 from fourfold.checkpoint.index import read_json
 from fourfold.errors import CheckpointError
 from fourfold.manifest import MANIFEST_FILE, Manifest, sha256_file, sha256_paths
@@ -58,8 +59,14 @@ class UnverifiedNote:
             os.fsync(file.fileno())
 
     def clear(self) -> None:
-        """The run is over: from now on the folder is somebody's checkpoint, and in no run's way."""
-        self._path.unlink(missing_ok=True)
+        """The run is over: from now on the folder is somebody's checkpoint, and in no run's way.
+
+        Raises :class:`fourfold.errors.OutputError` without the right to; the same command then verifies again.
+        """
+        try:
+            self._path.unlink(missing_ok=True)
+        except OSError as error:
+            raise explain_os_error(error, self._path) from error
 
 
 def _digest(identity: Mapping[str, object]) -> str:
