@@ -146,8 +146,6 @@ class HiddenStates:
         """What was written is what will be read; the layer's inputs go."""
         shutil.rmtree(self._path(self._layer, 0).parent, ignore_errors=True)
         self._layer += 1
-<<<<<<< HEAD
-=======
 
 
 def _fill(view: memoryview, path: Path) -> int:
@@ -157,64 +155,3 @@ def _fill(view: memoryview, path: Path) -> int:
         while done < len(view) and (got := file.readinto(view[done:])):
             done += got
     return done
-
-
-class Lane:
-    """Brings batches to the device ahead of the computation, and results back behind it, in two threads."""
-
-    def __init__(self, states: HiddenStates, device: torch.device) -> None:
-        self._states, self._device = states, device
-        self._reader, self._writer = ThreadPoolExecutor(1), ThreadPoolExecutor(1)
-        self._writing: list[Future[None]] = []
-        self._streams = [torch.cuda.Stream(device) for _ in range(2)] if device.type == "cuda" else []  # type: ignore[no-untyped-call]
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._reader.shutdown(cancel_futures=True)
-        self._writer.shutdown(cancel_futures=True)
-
-    def batches(self, number: int) -> Iterator[tuple[int, torch.Tensor]]:
-        """Every batch of the current layer, on the device."""
-        coming = self._reader.submit(self._fetch, 0)
-        for batch in range(number):
-            states = coming.result()
-            if batch + 1 < number:
-                coming = self._reader.submit(self._fetch, batch + 1)
-            if self._streams:
-                states.record_stream(torch.cuda.current_stream(self._device))
-            yield batch, states
-
-    def _fetch(self, batch: int) -> torch.Tensor:
-        states = self._states.read(batch)
-        if not self._streams:
-            return states
-        with torch.cuda.stream(self._streams[0]):
-            moved = states.to(self._device)
-        self._streams[0].synchronize()
-        return moved
-
-    def put(self, batch: int, states: torch.Tensor) -> None:
-        """A result; it is on its way when this returns."""
-        ready = None
-        if self._streams:
-            ready = torch.cuda.Event()  # type: ignore[no-untyped-call]
-            ready.record(torch.cuda.current_stream(self._device))
-        while len(self._writing) >= _IN_FLIGHT:
-            self._writing.pop(0).result()
-        self._writing.append(self._writer.submit(self._store, batch, states, ready))
-
-    def _store(self, batch: int, states: torch.Tensor, ready: torch.cuda.Event | None) -> None:
-        if ready is not None:
-            ready.synchronize()
-            with torch.cuda.stream(self._streams[1]):
-                self._states.write(batch, states)
-            return
-        self._states.write(batch, states)
-
-    def finish(self) -> None:
-        """Wait until every result is stored; the first error among them is raised."""
-        while self._writing:
-            self._writing.pop(0).result()
->>>>>>> 30bad77233d8fffc1684a96eef88aa0bb82410f2

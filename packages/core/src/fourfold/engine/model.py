@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 #: Where media enter; a batch of text needs none of it.
 _MEDIA = ("vision_tower", "embed_vision", "audio_tower", "embed_audio")
+#: All that a batch of text has.
+PLAIN = frozenset({"input_ids", "attention_mask"})
 #: Arguments of a batch that carry media themselves; masks follow from the others.
 _MEDIA_ARGUMENTS = ("pixel_values", "image_position_ids", "pixel_values_videos", "video_position_ids", "input_features")
 
@@ -158,7 +160,7 @@ class LayerwiseModel:
         would take more room than the hidden states.
         """
         mask = batch["attention_mask"]
-        plain = set(batch) == {"input_ids", "attention_mask"} and bool(mask.all())
+        plain = set(batch) == PLAIN and bool(mask.all())
         key = (mask.shape[0], mask.shape[1])
         if not plain or key not in self._plain:
             # Media are not even read: they are in the hidden states already.

@@ -56,7 +56,7 @@ class LayerObservations:
 
 
 class LayerObserver:
-    """Watches one decoder layer while :meth:`watching`.
+    """Watches one decoder layer while :meth:`watching`; what it keeps stays where it is in memory.
 
     Every position is seen, padding too, as toolchains' observers see it; only counts leave padding out.
     ``keep_T`` (bool [T], None for all) says which positions of the coming batch are real.
@@ -95,7 +95,7 @@ class LayerObserver:
         def see(_module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
             x = inputs[0].detach()
             low, high = torch.aminmax(x)
-            self._dense[group] = torch.maximum(self._dense[group], torch.maximum(-low, high).float())
+            torch.maximum(self._dense[group], torch.maximum(-low, high).float(), out=self._dense[group])
             if self._kind is not None:
                 rows = x.reshape(-1, x.shape[-1])
                 self._of(group, rows, 1).add(rows, torch.tensor([len(rows)]))
@@ -108,7 +108,7 @@ class LayerObserver:
         # A token's largest value is its rows' in every expert: taken before it is repeated.
         token_amax_S = row_amax(call.hidden_states).index_select(0, call.token_S)
         for kind, amax_S in ((GATE_UP, token_amax_S), (DOWN, call.down_amax_S)):
-            self._experts[kind] = torch.maximum(self._experts[kind], largest_by_expert(amax_S, call.ends_E))
+            torch.maximum(self._experts[kind], largest_by_expert(amax_S, call.ends_E), out=self._experts[kind])
         if self._kind is not None:
             rows_E = call.ends_E.diff(prepend=call.ends_E.new_zeros(1))
             for kind, rows in ((GATE_UP, call.gate_up_rows), (DOWN, call.down_rows)):
