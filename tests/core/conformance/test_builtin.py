@@ -21,7 +21,7 @@ class TestReferenceQuantizer(QuantizerConformance):
     name = "reference"
     refusals = (
         Refusal(recipe={"kv_cache": "fp8"}, message="stores no KV scales"),
-        Refusal(recipe={}, options={"algorithm": "gptq"}, message="add --stream"),
+        Refusal(recipe={}, options={"work": "folder"}, message="add --stream"),
     )
 
 

@@ -27,6 +27,7 @@ class Bench:
     tokens: TokenSet
     work: Path
     batch_size: int = 2
+    device: str = "cpu"
     runs: int = 0
 
     def request(
@@ -46,7 +47,7 @@ class Bench:
             unfuser=Component(name="reference"),
             quantizer=Component(name=quantizer, options=options),
             batch_size=self.batch_size,
-            device="cpu",
+            device=self.device,
             seed=0,
         )
 

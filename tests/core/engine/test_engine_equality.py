@@ -60,7 +60,7 @@ def test_registering_again_keeps_what_is_compiled():
 
 @pytest.mark.parametrize("recipe", [{}, {"targets": "experts-only", "exclude": ("*.layers.0.*",)}], ids=["all", "some"])
 def test_streamed_is_the_same(small, recipe):
-    """On the device, in host memory, spilled to disk and by two processes: the same tensors to the byte."""
+    """On the device, in host memory, in two passes, spilled to disk and by two processes: the same to the byte."""
     on_device = small.quantize(recipe=recipe)
     ways = [{"stream": True}, {"stream": True, "host_memory_gib": 0.0}, {"stream": True, "host_memory_gib": 1.6e-5}]
     for options in ways + ([] if recipe else [{"processes": 2}]):
@@ -68,6 +68,23 @@ def test_streamed_is_the_same(small, recipe):
         assert differing(on_device, other) == [], options
         assert on_device.manifest.expert_token_counts == other.manifest.expert_token_counts
     assert not list(small.work.glob("hidden-*"))
+
+
+def test_too_many_states_go_in_passes(small):
+    """Room for two batches of four, of several lengths: all layers twice, nothing on disk, the same result."""
+    begun = []
+
+    class Watching(NoProgress):
+        def begin(self, task, *, total, unit):
+            begun.append((task, total))
+            assert not list(small.work.glob("hidden-*/layer-*"))
+
+    once = small.quantize()
+    twice = small.quantize(Watching(), stream=True, host_memory_gib=1.6e-5)
+    layers = [("embed", 2), ("calibrate layer 0", 2), ("calibrate layer 1", 2)]
+    assert begun[:6] == layers * 2
+    assert differing(once, twice) == []
+    assert once.manifest.expert_token_counts == twice.manifest.expert_token_counts
 
 
 def test_padding_is_not_counted(small):

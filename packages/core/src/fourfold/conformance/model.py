@@ -80,14 +80,14 @@ def logits(model: nn.Module) -> torch.Tensor:
     return output.logits.float()  # type: ignore[no-any-return]
 
 
-def make_tokens() -> TokenSet:
+def make_tokens(num_rows: int = _ROWS, length: int = _LENGTH) -> TokenSet:
     """Calibration rows of random token ids, without padding; the same every time."""
     import torch
 
     from fourfold.calibration import CalibrationSpec, TokenSet, TokenSetRecord
     from fourfold.calibration.tokens import tokens_sha256
 
-    rows = _random_rows()
+    rows = _random_rows(num_rows, length)
     lengths = torch.full((len(rows),), rows.shape[1], dtype=torch.int32)
     record = TokenSetRecord(
         spec=CalibrationSpec(source="random", samples=len(rows), sequence_length=rows.shape[1], batch_size=2),
@@ -100,8 +100,8 @@ def make_tokens() -> TokenSet:
     return TokenSet(rows, lengths, record)
 
 
-def _random_rows() -> torch.Tensor:
+def _random_rows(num_rows: int = _ROWS, length: int = _LENGTH) -> torch.Tensor:
     import torch
 
     generator = torch.Generator().manual_seed(1)
-    return torch.randint(3, VOCABULARY, (_ROWS, _LENGTH), generator=generator, dtype=torch.int32)
+    return torch.randint(3, VOCABULARY, (num_rows, length), generator=generator, dtype=torch.int32)

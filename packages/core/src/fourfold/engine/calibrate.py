@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
+from fourfold.engine import experts
 from fourfold.engine.lanes import DeviceLane
 from fourfold.engine.memory import explain_out_of_memory
 from fourfold.engine.model import PLAIN
@@ -58,9 +59,11 @@ class Calibration:
         batches: Sequence[Batch],
         progress: Progress,
         moments: MomentKind | None = None,
+        first_batch: int = 0,
     ) -> None:
+        """``first_batch`` is the number by which an error calls the first of ``batches``."""
         self._model, self._gemma, self._batches = model, gemma, batches
-        self._progress, self._moments = progress, moments
+        self._progress, self._moments, self._first_batch = progress, moments, first_batch
 
     def layers(self, lane: Lane | None = None, first_layer: int = 0) -> Iterator[ObservedLayer]:
         """Every layer from ``first_layer`` on, as soon as all batches went through it.
@@ -109,7 +112,7 @@ class Calibration:
         self._progress.begin(f"calibrate layer {index}", total=len(self._batches), unit="batch")
         finite = []
         with observer.watching(layer):
-            replay = Replay(partial(self._step, index, self._batches[0]), self._model.device) if self._alike else None
+            replay = self._replay(index, layer)
             for number, hidden in lane.batches(len(self._batches)):
                 batch = self._batches[number]
                 observer.keep_T = _kept(batch, self._model.device)
@@ -119,7 +122,7 @@ class Calibration:
                     lane.put(number, result)
                 self._progress.advance()
             lane.finish()
-        _require_finite(torch.stack(finite), lambda number: (index, number))
+        _require_finite(torch.stack(finite), lambda number: (index, self._first_batch + number))
         return observer
 
     def _step(self, index: int, batch: Batch, states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -128,15 +131,23 @@ class Calibration:
         result = self._model.layers[index](states, None, **arguments)
         return result, _is_finite(result)
 
-    @cached_property
-    def _alike(self) -> bool:
-        """Whether a layer does the same for every batch, shapes and masks included, so that it can be recorded.
+    def _replay(self, index: int, layer: nn.Module) -> Replay | None:
+        """For a layer that does the same for every batch, and asks nothing of the device meanwhile.
 
         Second moments are summed by experts' row counts, which are read on the host.
         """
+        products = [p for p in layer.get_submodule("experts").parameters() if p.dim() == 3]
+        if self._moments is not None or not self._alike or not all(map(experts.has_grouped_product, products)):
+            return None
+        return Replay(partial(self._step, index, self._batches[0]), self._model.device)
+
+    @cached_property
+    def _alike(self) -> bool:
+        """Whether all batches are text of one shape, without padding."""
         shapes = {batch["input_ids"].shape for batch in self._batches}
-        plain = all(set(batch) == PLAIN and bool(batch["attention_mask"].all()) for batch in self._batches)
-        return self._model.device.type == "cuda" and self._moments is None and len(shapes) == 1 and plain
+        return len(shapes) == 1 and all(
+            set(batch) == PLAIN and bool(batch["attention_mask"].all()) for batch in self._batches
+        )
 
     def _observer(self, index: int) -> LayerObserver:
         marker = f"layers.{index}."

@@ -61,11 +61,11 @@ _observers: WeakKeyDictionary[nn.Module, ExpertsObserver] = WeakKeyDictionary()
 @cache
 def register() -> None:
     """Make the implementation known to Transformers; a second call does nothing."""
+    # The compiler would start a process a processor, 0.4 GB each, for a dozen small kernels; it reads this as it is
+    # imported, which Transformers does.
+    os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
     from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
-    # The compiler would start a process a processor, 0.4 GB each, for a dozen small kernels; it reads this as it is
-    # imported.
-    os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
     ALL_EXPERTS_FUNCTIONS.register(IMPLEMENTATION, partial(observed_experts, gated=_gated, summed=_summed))
     gated, summed = torch.compile(_gated, dynamic=True), torch.compile(_summed_in_one, dynamic=True)
     ALL_EXPERTS_FUNCTIONS.register(FUSED, partial(observed_experts, gated=gated, summed=summed))
@@ -147,7 +147,7 @@ def _summed_in_one(output: torch.Tensor, weight_S: torch.Tensor, rows_kT: torch.
 
 def grouped_linear(rows: torch.Tensor, weight_EOK: torch.Tensor, ends_E: torch.Tensor) -> torch.Tensor:
     """``rows`` [S, K] sorted by expert times each expert's weight [E, O, K], to [S, O]; ``ends_E`` are row numbers."""
-    if _has_grouped_mm(rows, weight_EOK):
+    if has_grouped_product(weight_EOK):
         return functional.grouped_mm(rows, weight_EOK.transpose(-2, -1), offs=ends_E.to(torch.int32))
     # On a CPU the loop is faster than torch's grouped product, and works in every dtype.
     output = rows.new_empty(rows.shape[0], weight_EOK.shape[1])
@@ -159,11 +159,12 @@ def grouped_linear(rows: torch.Tensor, weight_EOK: torch.Tensor, ends_E: torch.T
     return output
 
 
-def _has_grouped_mm(rows: torch.Tensor, weight: torch.Tensor) -> bool:
-    aligned = all(size * rows.element_size() % 16 == 0 for size in weight.shape[1:])
+def has_grouped_product(weight_EOK: torch.Tensor) -> bool:
+    """Whether torch multiplies by all of these at once; the loop over experts, else, waits for row counts."""
+    aligned = all(size * weight_EOK.element_size() % 16 == 0 for size in weight_EOK.shape[1:])
     return (
-        rows.device.type == "cuda"
-        and rows.dtype is torch.bfloat16
+        weight_EOK.device.type == "cuda"
+        and weight_EOK.dtype is torch.bfloat16
         and aligned
-        and torch.cuda.get_device_capability(rows.device) >= _GROUPED_CAPABILITY
+        and torch.cuda.get_device_capability(weight_EOK.device) >= _GROUPED_CAPABILITY
     )

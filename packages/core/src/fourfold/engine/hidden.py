@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -28,6 +29,10 @@ class HostMemory:
     def __init__(self, limit_bytes: int) -> None:
         self._room = limit_bytes
 
+    def capacity(self, nbytes: int) -> int:
+        """How many times :meth:`take` gives as much."""
+        return self._room // nbytes
+
     def take(self, nbytes: int) -> torch.Tensor | None:
         """uint8 [``nbytes``], or None when there is no room for them."""
         if nbytes > self._room:
@@ -41,16 +46,30 @@ class PinnedMemory(HostMemory):
 
     _piece = torch.empty(0, dtype=torch.uint8)
 
+    def capacity(self, nbytes: int) -> int:
+        """See :class:`HostMemory`."""
+        size = _piece_size(nbytes)
+        return self._room // size * (size // nbytes)
+
     def take(self, nbytes: int) -> torch.Tensor | None:
         """See :class:`HostMemory`."""
         if nbytes > len(self._piece):
-            size = max(_PINNED_PIECE, 1 << (nbytes - 1).bit_length())
+            size = _piece_size(nbytes)
             if size > self._room:
                 return None
             self._room -= size
             self._piece = torch.empty(size, dtype=torch.uint8, pin_memory=True)
         taken, self._piece = self._piece[:nbytes], self._piece[nbytes:]
         return taken
+
+
+def host_memory(limit_bytes: int, *, pinned: bool) -> HostMemory:
+    """Of either kind."""
+    return PinnedMemory(limit_bytes) if pinned else HostMemory(limit_bytes)
+
+
+def _piece_size(nbytes: int) -> int:
+    return max(_PINNED_PIECE, 1 << (nbytes - 1).bit_length())
 
 
 class HiddenStates:
@@ -67,12 +86,19 @@ class HiddenStates:
         """
         self._folder, self._layer, self._durable = folder, layer, durable
         self._staging: torch.Tensor | None = None
-        self._host = PinnedMemory(memory_bytes) if pinned else HostMemory(memory_bytes)
+        self._new_memory = partial(host_memory, memory_bytes, pinned=pinned)
+        self._host = self._new_memory()
         self._memory: dict[int, torch.Tensor] = {}
         self._shapes: dict[int, tuple[tuple[int, ...], torch.dtype]] = {}
 
     def _path(self, layer: int, batch: int) -> Path:
         return self._folder / f"layer-{layer:03d}" / f"{batch:06d}.bin"
+
+    def begin_anew(self) -> None:
+        """Forget everything; what comes next enters layer 0."""
+        self._layer = -1
+        self._memory, self._shapes = {}, {}
+        self._host = self._new_memory()
 
     def expect(self, batch: int, shape: tuple[int, ...], dtype: torch.dtype) -> None:
         """Say what stands on disk already, in a run that goes on."""

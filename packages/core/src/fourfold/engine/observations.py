@@ -5,9 +5,9 @@ Shape letters: T tokens, K in features, G = K/16 blocks, E experts, S routed row
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -53,6 +53,17 @@ class LayerObservations:
             if kind in parts:
                 parts[kind][rest] = tensor
         return cls(input_amax=parts["input"], expert_amax=parts["expert"], tokens_E=tensors["tokens"])
+
+
+def merged(parts: Sequence[LayerObservations]) -> LayerObservations:
+    """One layer's, seen on several shares of the tokens; second moments cannot be put together so."""
+    first, *others = parts
+    result = LayerObservations.from_tensors(first.tensors())
+    for other in others:
+        for mine, theirs in ((result.input_amax, other.input_amax), (result.expert_amax, other.expert_amax)):
+            mine.update({name: torch.maximum(mine[name], theirs[name]) for name in mine})
+        result.tokens_E = result.tokens_E + other.tokens_E
+    return replace(result, moments=first.moments if not others else {})
 
 
 class LayerObserver:

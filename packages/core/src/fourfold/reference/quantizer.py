@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from itertools import chain, groupby
@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 
     from fourfold.artifact import ArtifactWriter
     from fourfold.checkpoint.reader import TensorReader
-    from fourfold.engine.calibrate import Calibration, ObservedLayer
+    from fourfold.engine.calibrate import Batch, Calibration, ObservedLayer
+    from fourfold.engine.model import LayerwiseModel
     from fourfold.engine.pack import Packer
     from fourfold.engine.streams import OwnStream
     from fourfold.engine.work import PackedLayer, WorkFolder
@@ -74,32 +75,55 @@ class ReferenceQuantizer(Quantizer[ReferenceQuantizerOptions]):
 
     def _observed(self, job: QuantizeJob, reader: TensorReader, progress: Progress) -> Iterator[ObservedLayer]:
         from fourfold.engine.calibrate import ObservedLayer
-        from fourfold.engine.distributed import calibrate_in_processes, processes_for
+        from fourfold.engine.distributed import batches_of, calibrate_in_processes, processes_for
 
         if (processes := processes_for(self.options.processes, job.device)) > 1:
             observed = calibrate_in_processes(job, self._attention(job), self.options.fuse, processes, progress)
             for index, observations in enumerate(observed):
                 yield ObservedLayer(index, observations, reader.module)
         else:
-            yield from self._calibration(job, reader, progress).layers()
+            batches = batches_of(job.tokens, job.batch_size)
+            yield from self._calibration(job, self._model(job, reader), batches, progress).layers()
 
     def _streamed(self, job: QuantizeJob, reader: TensorReader, artifact: ArtifactWriter, progress: Progress) -> None:
-        from fourfold.engine.hidden import HiddenStates
-        from fourfold.engine.lanes import StreamLane
         from fourfold.engine.work import PackedLayer, WorkFolder, identity_of
 
         if self.options.work is None:
             with tempfile.TemporaryDirectory(prefix="hidden-", dir=artifact.folder.parent) as spill:
-                room = int(self.options.host_memory_gib * _GIB)
-                states = HiddenStates(Path(spill), room, pinned=job.device != "cpu")
-                lane = StreamLane(states, _device(job))
-                self._give(job, self._calibration(job, reader, progress).layers(lane), artifact)
+                self._give(job, self._streamed_layers(job, reader, Path(spill), progress), artifact)
             return
         with WorkFolder(Path(self.options.work), identity_of(job, self.options.recorded())) as work:
             self._go_on(job, reader, work, progress)
             for index in range(job.gemma.num_layers):
                 PackedLayer.load(work.layer(index), index, _targets(job, index)).give(artifact)
             work.remove()
+
+    def _streamed_layers(
+        self, job: QuantizeJob, reader: TensorReader, spill: Path, progress: Progress
+    ) -> Iterator[ObservedLayer]:
+        """In as many passes as host memory asks for; where they cannot be put together, or it holds no batch, states
+        go to ``spill``.
+        """
+        from fourfold.engine.distributed import batches_of
+        from fourfold.engine.hidden import HiddenStates, host_memory
+        from fourfold.engine.lanes import StreamLane
+        from fourfold.engine.passes import in_passes, largest_states_bytes
+
+        device, room = _device(job), int(self.options.host_memory_gib * _GIB)
+        pinned = device.type != "cpu"
+        model, batches = self._model(job, reader), batches_of(job.tokens, job.batch_size)
+        states = HiddenStates(spill, room, pinned=pinned)
+        at_once = 0
+        if not self.options.needs_tokens:
+            size = largest_states_bytes(batches, model.hidden_size)
+            at_once = host_memory(room, pinned=pinned).capacity(size)
+
+        def calibrate(share: Sequence[Batch], first_batch: int) -> Iterator[ObservedLayer]:
+            states.begin_anew()
+            calibration = self._calibration(job, model, share, progress, first_batch)
+            return calibration.layers(StreamLane(states, device))
+
+        yield from in_passes(calibrate, batches, at_once or len(batches))
 
     def _give(self, job: QuantizeJob, layers: Iterable[ObservedLayer], artifact: ArtifactWriter) -> None:
         """Pack a layer while the next one is calibrated, and write it while the next one is packed."""
@@ -123,6 +147,7 @@ class ReferenceQuantizer(Quantizer[ReferenceQuantizerOptions]):
 
     def _go_on(self, job: QuantizeJob, reader: TensorReader, work: WorkFolder, progress: Progress) -> None:
         """Run and save the layers that ``work`` lacks."""
+        from fourfold.engine.distributed import batches_of
         from fourfold.engine.hidden import HiddenStates
         from fourfold.engine.lanes import StreamLane
 
@@ -130,7 +155,8 @@ class ReferenceQuantizer(Quantizer[ReferenceQuantizerOptions]):
         if first == job.gemma.num_layers:
             return
         states = HiddenStates(work.hidden, 0, layer=first if first else -1, pinned=job.device != "cpu", durable=True)
-        calibration = self._calibration(job, reader, progress)
+        batches = batches_of(job.tokens, job.batch_size)
+        calibration = self._calibration(job, self._model(job, reader), batches, progress)
         if first:
             progress.note(f"{work.path}: going on at layer {first}")
             calibration.expect(states)
@@ -164,17 +190,25 @@ class ReferenceQuantizer(Quantizer[ReferenceQuantizerOptions]):
 
         return Packer(algorithm=self.options.algorithm, device=_device(job), damping=self.options.gptq_damping)
 
-    def _calibration(self, job: QuantizeJob, reader: TensorReader, progress: Progress) -> Calibration:
+    def _calibration(
+        self,
+        job: QuantizeJob,
+        model: LayerwiseModel,
+        batches: Sequence[Batch],
+        progress: Progress,
+        first_batch: int = 0,
+    ) -> Calibration:
         from fourfold.engine.calibrate import Calibration
-        from fourfold.engine.distributed import batches_of
-        from fourfold.engine.model import LayerwiseModel
         from fourfold.engine.moments import MomentKind
 
         kinds = {"local-hessian": MomentKind.BLOCKS, "gptq": MomentKind.FULL}
+        return Calibration(model, job.gemma, batches, progress, kinds.get(self.options.algorithm), first_batch)
+
+    def _model(self, job: QuantizeJob, reader: TensorReader) -> LayerwiseModel:
+        from fourfold.engine.model import LayerwiseModel
+
         names, attention = tuple(job.source.tensors), self._attention(job)
-        model = LayerwiseModel(job.model_path, reader, names, str(_device(job)), attention, fuse=self.options.fuse)
-        batches = batches_of(job.tokens, job.batch_size)
-        return Calibration(model, job.gemma, batches, progress, kinds.get(self.options.algorithm))
+        return LayerwiseModel(job.model_path, reader, names, str(_device(job)), attention, fuse=self.options.fuse)
 
     def _attention(self, job: QuantizeJob) -> str:
         if self.options.attention != "auto":

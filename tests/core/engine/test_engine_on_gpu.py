@@ -1,0 +1,50 @@
+"""On a CUDA machine: recorded kernels are those that are started one by one, and several GPUs give one GPU's amaxes."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from fourfold.conformance.full_size import full_size_config, make_full_size
+from fourfold.conformance.model import make_tokens
+from fourfold.engine.calibrate import Calibration
+from fourfold.engine.replay import Replay
+
+from .jobs import Bench, differing
+
+
+@pytest.fixture
+def gpu_bench(registry, tmp_path) -> Bench:
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device: the engine's kernels were not run")
+    return make_bench(registry, tmp_path)
+
+
+def make_bench(registry, folder) -> Bench:
+    """Four of the 26B's layers, 16 of its experts wide; 16 batches of text."""
+    config = full_size_config(layers=4, experts=16, vocabulary=4096, text_only=True)
+    model = make_full_size(folder / "model", config)
+    return Bench(registry, model, make_tokens(num_rows=32, length=256), folder, device="cuda")
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("options", [{}, {"stream": True}, {"fuse": True}], ids=["on the device", "streamed", "fused"])
+def test_replayed_is_one_by_one(gpu_bench, monkeypatch, options):
+    recorded = []
+    record = Replay._record
+    monkeypatch.setattr(Replay, "_record", lambda self, states: recorded.append(1) or record(self, states))
+    replayed = gpu_bench.quantize(**options)
+    assert len(recorded) == 4
+    monkeypatch.setattr(Calibration, "_replay", lambda *_: None)
+    one_by_one = gpu_bench.quantize(**options)
+    assert differing(replayed, one_by_one) == []
+    assert replayed.manifest.expert_token_counts == one_by_one.manifest.expert_token_counts
+
+
+@pytest.mark.gpu
+def test_two_gpus_are_one(gpu_bench):
+    if torch.cuda.device_count() < 2:
+        pytest.skip("one CUDA device: no amax was reduced between GPUs")
+    one, two = gpu_bench.quantize(), gpu_bench.quantize(processes=2)
+    assert differing(one, two) == []
+    assert one.manifest.expert_token_counts == two.manifest.expert_token_counts
