@@ -31,7 +31,7 @@ def quantize(
     scheme: Annotated[str, typer.Option(help="W4A4 or W4A16.")] = "W4A4",
     algorithm: Annotated[str, typer.Option(help="One of the quantizer's algorithms.")] = "max",
     option: Annotated[list[str] | None, typer.Option(help="Further quantizer option, KEY=VALUE.")] = None,
-    stream: Annotated[bool, typer.Option("--stream", help="One layer on the device at a time (reference).")] = False,
+    stream: Annotated[bool, typer.Option("--stream", help="Hidden states wait in host memory (reference).")] = False,
     input_scales: Annotated[
         Path | None, typer.Option(help="Take input scales from this checkpoint, calibrate nothing (reference).")
     ] = None,
