@@ -9,10 +9,11 @@ from __future__ import annotations
 import os
 from concurrent.futures import ThreadPoolExecutor
 from math import prod
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
+from fourfold.checkpoint.dtypes import DTYPES, host_bytes
 from fourfold.checkpoint.stored import data_begins
 from fourfold.errors import CheckpointError
 
@@ -20,13 +21,6 @@ if TYPE_CHECKING:
     from fourfold.checkpoint.index import TensorFolder
     from fourfold.models.gemma4 import LinearModule
 
-_DTYPES = {
-    "BOOL": torch.bool, "U8": torch.uint8, "I8": torch.int8, "F8_E4M3": torch.float8_e4m3fn, "I16": torch.int16,
-    "F16": torch.float16, "BF16": torch.bfloat16, "I32": torch.int32, "F32": torch.float32, "F64": torch.float64,
-    "I64": torch.int64, "F8_E5M2": torch.float8_e5m2, "F8_E8M0": torch.float8_e8m0fnu, "U16": torch.uint16,
-    "U32": torch.uint32, "U64": torch.uint64,
-}  # fmt: skip
-_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 #: Bytes asked of the kernel at once, and how many threads ask.
 _PIECE = 2**26
 _THREADS = 4
@@ -46,7 +40,7 @@ class TensorReader:
     def read(self, name: str, slices: tuple[int | slice, ...] = ()) -> torch.Tensor:
         """The tensor, or a contiguous part: an index, or a range, along its first axes. On the CPU, as stored."""
         entry = self._source.entry(name)
-        dtype = _DTYPES.get(entry.dtype)
+        dtype = DTYPES.get(entry.dtype)
         if dtype is None:
             raise CheckpointError(
                 f"{self._source.path / entry.file}: {name} has dtype {entry.dtype}, which is not read"
@@ -98,14 +92,3 @@ def _contiguous_part(shape: tuple[int, ...], slices: tuple[int | slice, ...]) ->
             return first + start * inner, (stop - start, *shape[axis + 1 :])
         first += part * inner
     return first, shape[len(slices) :]
-
-
-def dtype_name(dtype: torch.dtype) -> str:
-    """The safetensors name of a dtype."""
-    return _NAMES[dtype]
-
-
-def host_bytes(tensor: torch.Tensor) -> memoryview:
-    """The bytes of a contiguous tensor on the CPU, writable, in place."""
-    array: Any = tensor.reshape(-1).view(torch.uint8).numpy()
-    return memoryview(array).cast("B")

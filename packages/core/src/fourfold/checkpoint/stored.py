@@ -99,7 +99,7 @@ class InMemory:
     @property
     def dtype(self) -> str:
         """Its safetensors name."""
-        from fourfold.checkpoint.reader import dtype_name
+        from fourfold.checkpoint.dtypes import dtype_name
 
         return dtype_name(self.tensor.dtype)
 
@@ -110,7 +110,7 @@ class InMemory:
 
     def pieces(self) -> Iterator[memoryview]:
         """See :class:`Stored`."""
-        from fourfold.checkpoint.reader import host_bytes
+        from fourfold.checkpoint.dtypes import host_bytes
 
         yield host_bytes(self.tensor)
 

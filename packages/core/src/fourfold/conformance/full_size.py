@@ -45,7 +45,7 @@ class RandomTensor:
         """The block from the tensor's own place on, as often as it takes; norms and scalars are near one."""
         import torch
 
-        from fourfold.checkpoint.reader import host_bytes
+        from fourfold.checkpoint.dtypes import host_bytes
 
         if len(self.shape) < 2:
             generator = torch.Generator().manual_seed(zlib.crc32(self.name.encode()) + self.seed)
@@ -64,7 +64,7 @@ class RandomTensor:
 def _block(seed: int) -> memoryview:
     import torch
 
-    from fourfold.checkpoint.reader import host_bytes
+    from fourfold.checkpoint.dtypes import host_bytes
 
     generator = torch.Generator().manual_seed(seed)
     return host_bytes((torch.randn(_BLOCK, generator=generator) * _STD).to(torch.bfloat16))

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from fourfold.checkpoint.reader import host_bytes
+from fourfold.checkpoint.dtypes import host_bytes
 from fourfold.errors import CheckpointError, OutputError
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
