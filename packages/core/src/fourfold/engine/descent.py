@@ -1,11 +1,11 @@
 """GPTQ's result made better in place: every block again, against what all others decode to by now.
 
-GPTQ looks at a column once and cannot take back a code when later columns did not make up for it, and it gives a block its
-scale before its codes are known. Coordinate descent on the same error has neither limit. For each block of 16 columns in
-turn, the float8 scales around its own are tried; under each, its codes are rounded one after another to the minimum
-that all other weights leave them; the scale and codes with the least error are kept, the present ones among them. So no
-step makes the error larger, and it needs nothing that GPTQ did not hold already. Codes alone: QuantEase
-(https://arxiv.org/abs/2309.01885); the scales are searched with them here.
+GPTQ looks at a column once and cannot take back a code when later columns did not make up for it, and it gives a block
+its scale before its codes are known. Coordinate descent on the same error has neither limit. For each block of 16
+columns in turn, the float8 scales around its own are tried; under each, its codes are rounded one after another to the
+minimum that all other weights leave them; the scale and codes with the least error are kept, the present ones among
+them. So no step makes the error larger, and nothing is needed that GPTQ did not hold already. For codes alone this is
+QuantEase (https://arxiv.org/abs/2309.01885); the scales are searched with them here.
 
 Shape letters: N matrices, O out features, K in features, G = K/16 blocks.
 """
@@ -27,7 +27,7 @@ _LARGEST_CODE = 126
 
 @dataclass
 class _Block:
-    """One column block of all rows: decoded weights [N, O, 16], scale codes int16 [N, O], change of the error [N, O]."""
+    """A column block of all rows: decoded weights [N, O, 16], scale codes int16 [N, O], change of the error [N, O]."""
 
     decoded: torch.Tensor
     code: torch.Tensor
@@ -53,8 +53,8 @@ def descend(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Decoded weights, float32 [N, O, K], and block scales, float8_e4m3fn [N, O, G], of no more error than those given.
 
-    The error is that of :func:`fourfold.engine.gptq.gptq`, of which ``decoded`` and ``block_scale`` are the result and all
-    else the arguments: D (X^T X + damping) D^T for each row D of ``decoded - weight``. ``sweeps``: how often all blocks.
+    ``decoded`` and ``block_scale`` are what :func:`fourfold.engine.gptq.gptq` made of the other arguments; the error is
+    D (X^T X + damping) D^T for each row D of ``decoded - weight``. ``sweeps``: how often all blocks are gone over.
     """
     added = added_to_diagonal(hessian, damping)
     codes = block_scale.view(torch.uint8).to(torch.int16)
