@@ -158,6 +158,12 @@ def test_input_scales_that_lack_a_target(small):
 
 REFUSED = {
     "kv": ({}, {"kv_cache": "fp8"}, "cpu", "stores no KV scales: use --kv-cache none"),
+    "sweeps": (
+        {"algorithm": "mse", "gptq_sweeps": 2},
+        {},
+        "cpu",
+        "algorithm mse has none; leave it out, or say --algorithm gptq",
+    ),
     "scales of W4A16": ({"input_scales": "."}, {"scheme": "W4A16"}, "cpu", "scheme W4A16 has no input scales"),
     "no folder": ({"input_scales": "/nowhere"}, {}, "cpu", "/nowhere is no folder of a checkpoint or artifact"),
     "work": ({"work": "w"}, {}, "cpu", "only a streamed calibration leaves work to go on from; add --stream"),

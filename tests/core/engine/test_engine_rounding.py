@@ -87,6 +87,16 @@ def output_error(artifact, held_out, source):
     return (off / size) ** 0.5
 
 
+def findings_of(artifact, demo, folder):
+    """What the verifier finds in ``artifact``, exported."""
+    checkpoint = folder / "checkpoint"
+    checkpoint.mkdir()
+    entry = demo.registry.get(Role.EXPORTER, "modelopt")
+    demo.registry.load(Role.EXPORTER, "modelopt")(entry.options()).export(artifact, checkpoint, NoProgress())
+    write_checkpoint_manifest(artifact, "modelopt", checkpoint)
+    return verify_checkpoint(checkpoint, source=demo.model, progress=NoProgress()).findings
+
+
 @pytest.fixture(scope="module")
 def source(demo):
     folder = TensorFolder(demo.model)
@@ -99,12 +109,7 @@ def test_less_output_error_than_max_and_clean(algorithm, demo, demo_max, held_ou
     errors = output_error(artifact, held_out, source), output_error(demo_max, held_out, source)
     print(f"{algorithm}: {errors[0]:.4f}, max: {errors[1]:.4f}")
     assert errors[0] < errors[1]
-    checkpoint = tmp_path / "checkpoint"
-    checkpoint.mkdir()
-    entry = demo.registry.get(Role.EXPORTER, "modelopt")
-    demo.registry.load(Role.EXPORTER, "modelopt")(entry.options()).export(artifact, checkpoint, NoProgress())
-    write_checkpoint_manifest(artifact, "modelopt", checkpoint)
-    assert verify_checkpoint(checkpoint, source=demo.model, progress=NoProgress()).findings == ()
+    assert findings_of(artifact, demo, tmp_path) == ()
 
 
 def test_written_shards_are_safetensors_own(tmp_path):

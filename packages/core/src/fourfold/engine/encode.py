@@ -67,7 +67,7 @@ def _encode_rows(
     if block_scale is None:
         block_scale = block_scale_from_amax(block_amax(weight), global_scale, BlockScalePolicy.MODELOPT)
     step = block_scale.float() * global_scale
-    scaled = split_blocks(weight).float().div_(step.unsqueeze(-1))
+    scaled = split_blocks(weight).to(torch.float32, copy=True).div_(step.unsqueeze(-1))
     return pack_codes(codes_of(scaled).flatten(-2)), block_scale
 
 

@@ -26,7 +26,7 @@ def gptq(
     ``weight`` [N, O, K]; ``hessian`` float32 [N, K, K], X^T X of the inputs; ``damping`` float32 [N] is
     the share of its mean diagonal that is added. A matrix whose Hessian is zero is rounded to nearest.
     """
-    weight = weight.float()
+    weight = weight.to(torch.float32, copy=True)  # it is worked on in place
     factor = _inverse_factor(hessian, damping)
     decoded = torch.empty_like(weight)
     scales = []
@@ -51,12 +51,16 @@ def gptq(
     return decoded, torch.cat(scales, dim=-1)
 
 
+def added_to_diagonal(hessian: torch.Tensor, damping: torch.Tensor) -> torch.Tensor:
+    """What damping adds to the diagonal of each Hessian, float32 [N]."""
+    mean = hessian.diagonal(dim1=-2, dim2=-1).mean(-1)
+    # An input that is always zero must not make the matrix singular, nor an expert without any input.
+    return torch.where(mean > 0, damping * mean, torch.ones_like(mean))
+
+
 def _inverse_factor(hessian: torch.Tensor, damping: torch.Tensor) -> torch.Tensor:
     """The upper Cholesky factor of each damped Hessian's inverse, float32 [N, K, K]."""
-    diagonal = hessian.diagonal(dim1=-2, dim2=-1)
-    mean = diagonal.mean(-1)
-    # An input that is always zero must not make the matrix singular, nor an expert without any input.
-    added = torch.where(mean > 0, damping * mean, torch.ones_like(mean))
-    damped = hessian + torch.diag_embed(added[:, None].expand_as(diagonal))
+    added = added_to_diagonal(hessian, damping)
+    damped = hessian + torch.diag_embed(added[:, None].expand(hessian.shape[:-1]))
     inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped))
     return torch.linalg.cholesky(inverse, upper=True)  # type: ignore[no-any-return]

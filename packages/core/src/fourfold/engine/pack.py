@@ -15,6 +15,7 @@ from typing import Literal
 
 import torch
 
+from fourfold.engine.descent import descend
 from fourfold.engine.encode import encode
 from fourfold.engine.gptq import gptq
 from fourfold.engine.observations import DOWN, GATE_UP, LayerObservations
@@ -42,6 +43,8 @@ class Packer:
     algorithm: Algorithm
     device: torch.device
     damping: float = 0.01
+    #: How often GPTQ's result is gone over again (:mod:`fourfold.engine.descent`).
+    sweeps: int = 0
 
     def pack(
         self,
@@ -108,7 +111,13 @@ class Packer:
         block_scale = None
         if self.algorithm == "gptq":
             assert hessian is not None  # asked for by this algorithm
-            weight, block_scale = gptq(weight, hessian, global_scales, damping)
+            decoded, block_scale = gptq(weight, hessian, global_scales, damping)
+            if self.sweeps:
+                decoded, block_scale = descend(
+                    weight, decoded, block_scale,
+                    hessian=hessian, global_scale=global_scales, damping=damping, sweeps=self.sweeps,
+                )  # fmt: skip
+            weight = decoded
         elif self.algorithm in ("mse", "local-hessian"):
             block_scale = search_mse(weight, global_scales, hessian)
         elif self.algorithm == "four-over-six":

@@ -53,6 +53,8 @@ class ReferenceQuantizerOptions(QuantizerOptions):
     processes: int = Field(default=1, ge=1)
     #: Share of the Hessian's mean diagonal added to it.
     gptq_damping: float = Field(default=0.01, gt=0, le=1)
+    #: How often GPTQ's codes and block scales are searched again, block by block: less error for more time.
+    gptq_sweeps: int = Field(default=0, ge=0, le=100)
 
     @field_validator("input_scales", "work")
     @classmethod
@@ -90,6 +92,10 @@ class ReferenceQuantizerOptions(QuantizerOptions):
             raise ConfigError(f"quantizer.input_scales: {self.input_scales} is no folder of a checkpoint or artifact")
         if self.needs_tokens and self.input_scales is not None:
             raise ConfigError(f"algorithm {self.algorithm} calibrates anyway; leave quantizer.input_scales out")
+        if self.gptq_sweeps and self.algorithm != "gptq":
+            raise ConfigError(
+                f"quantizer.gptq_sweeps: algorithm {self.algorithm} has none; leave it out, or say --algorithm gptq"
+            )
         if self.work is not None and not (self.stream and self.reads_tokens(recipe)):
             raise ConfigError("quantizer.work: only a streamed calibration leaves work to go on from; add --stream")
         if several and self.stream:

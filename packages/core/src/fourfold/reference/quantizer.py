@@ -188,7 +188,13 @@ class ReferenceQuantizer(Quantizer[ReferenceQuantizerOptions]):
     def _packer(self, job: QuantizeJob) -> Packer:
         from fourfold.engine.pack import Packer
 
-        return Packer(algorithm=self.options.algorithm, device=_device(job), damping=self.options.gptq_damping)
+        options = self.options
+        return Packer(
+            algorithm=options.algorithm,
+            device=_device(job),
+            damping=options.gptq_damping,
+            sweeps=options.gptq_sweeps,
+        )
 
     def _calibration(
         self,
