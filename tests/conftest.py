@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -21,6 +22,9 @@ TESTS = Path(__file__).parent
 LONG = ("serve_vllm", "integration", "quant_llmcompressor", "quant_modelopt", "eval")
 # Two tests run at a time, and threads of two toolchains on the same cores wait for each other.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# A shell starts background jobs with SIGINT ignored, what they start ignores it too, and the tests may be one.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 Cli = Callable[..., subprocess.CompletedProcess[str]]
 
 

@@ -201,11 +201,7 @@ except OutputError as error:
 
 def start(output: Path, stages: Path) -> subprocess.Popen[str]:
     command = [FOURFOLD, "quantize", "demo", "--output", str(output), "--stages", str(stages), *QUICK]
-    return subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        # A shell starts background jobs with SIGINT ignored, and the tests may be one.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )  # fmt: skip
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 def wait_for(pattern: str, folder: Path, process: subprocess.Popen[str]) -> None:
