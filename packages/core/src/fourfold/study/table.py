@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from fourfold.evaluate.tables import comparison_rows, value
 from fourfold.page import Table
-from fourfold.study.results import CellResult, EvaluationResult, PairResult, Share, StudyResults
+from fourfold.study.kept import kept_table
+from fourfold.study.results import CellResult, PairResult, Share, StudyResults
 
 _CELLS = ("cell", "bytes", "factor", "verified", "as quantized", "rare experts", "seconds")
-_KEPT = ("cell", "metric", "baseline", "model", "retained", "p", "verdict")
-_PART = "part-"
 _PAIRS = ("pair", "packed weights equal", "codes differing", "block scales equal", "explained", "causes")
 
 
@@ -19,30 +17,8 @@ def study_tables(results: StudyResults) -> tuple[Table, ...]:
         rows = tuple(_pair_row(pair) for pair in results.pairs)
         tables.append(Table("different quantizers compared", _PAIRS, rows))
     if results.evaluations:
-        evaluated = tuple(row for result in results.evaluations for row in _evaluation_rows(result))
-        tables.append(Table("kept of the unquantized model", _KEPT, evaluated))
+        tables.append(kept_table(results))
     return tuple(tables)
-
-
-def _evaluation_rows(result: EvaluationResult) -> list[tuple[str, ...]]:
-    """One row a metric beside the baseline's, then those that only a comparison has, such as a divergence.
-
-    The parts that a benchmark splits its score into (``part-...``) stay in the records.
-    """
-    if result.record is None:
-        last = (result.error or "").strip().splitlines()[-1]
-        return [(result.name, "-", "-", "-", "-", "-", f"failed: {result.error_type}: {last}")]
-    record = result.record
-    compared = tuple(found for found in record.comparisons if not found.metric.startswith(_PART))
-    rows = [(result.name, *row) for row in comparison_rows(record.model_copy(update={"comparisons": compared}))[1]]
-    known = {(found.task, found.metric) for found in record.comparisons}
-    rows += [
-        (result.name, metric.label, "-", value(metric.score, metric.unit), "-", "-", "-")
-        for task in record.tasks
-        for metric in task.metrics
-        if record.baseline and not metric.name.startswith(_PART) and (task.task, metric.name) not in known
-    ]
-    return rows
 
 
 def _cell_row(cell: CellResult) -> tuple[str, ...]:
