@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from fourfold.checkpoint.index import TensorFolder
-from fourfold.engine.hidden import HiddenStates
+from fourfold.engine.hidden import HiddenStates, host_memory
 from fourfold.engine.model import LayerwiseModel
 from fourfold.errors import CheckpointError, ConfigError, DeviceError, OutputError, QuantizationError
 from fourfold.progress import NoProgress
@@ -83,6 +83,14 @@ def test_a_missing_file_of_hidden_states_is_refused(tmp_path):
     message = r"layer-000/000000\.bin: hidden states cannot be read \(No such file or directory\); remove the folder of"
     with pytest.raises(CheckpointError, match=message):
         states.read(0)
+
+
+def test_memory_gives_as_often_as_it_says():
+    memory = host_memory(1000, pinned=False)
+    assert memory.capacity(300) == 3
+    taken = list(iter(lambda: memory.take(300), None))
+    assert [len(piece) for piece in taken] == [300] * 3
+    assert memory.capacity(300) == 0
 
 
 def test_a_second_run_over_the_same_work_is_refused(small):
