@@ -13,7 +13,6 @@ Shape letters: T tokens, H hidden, I expert width, E experts, k experts a token,
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache, partial
@@ -61,9 +60,6 @@ _observers: WeakKeyDictionary[nn.Module, ExpertsObserver] = WeakKeyDictionary()
 @cache
 def register() -> None:
     """Make the implementation known to Transformers; a second call does nothing."""
-    # The compiler would start a process a processor, 0.4 GB each, for a dozen small kernels; it reads this as it is
-    # imported, which Transformers does.
-    os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
     from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
     ALL_EXPERTS_FUNCTIONS.register(IMPLEMENTATION, partial(observed_experts, gated=_gated, summed=_summed))
