@@ -3,8 +3,8 @@
     python benchmarks/engine_profile.py FOLDER [--layers 6] [--batches 4] [--batch-size 16] [--sequence-length 1024]
                                         [--no-fuse] [--top 25]
 
-FOLDER takes the random model. Needs a GPU. The batch after two unprofiled ones is measured by wall clock without a
-profiler, then once more under torch's: what all kernels take together, and what lies between the two, is the host's.
+FOLDER takes the random model. Needs a GPU. A layer's first batch compiles, the second records; its last but one is
+measured by wall clock, its last under torch's profiler: what the wall has more than all kernels together is the host's.
 """
 
 from __future__ import annotations
@@ -42,27 +42,33 @@ PARTS = (
 
 
 class Steps(NoProgress):
-    """Wall time of every batch, the device's work included; profiles the last one."""
+    """Wall time of every batch of every layer, the device's work included; profiles each layer's last one."""
 
-    def __init__(self, batches: int) -> None:
-        self._batches, self._last, self._calibrates = batches, 0.0, False
-        self.seconds: list[float] = []
-        self.profiler = profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA], acc_events=True)
+    def __init__(self) -> None:
+        self._last, self._total = 0.0, 0
+        #: Seconds a batch, by layer.
+        self.seconds: list[list[float]] = []
+        self.profilers: list[profile] = []
 
     def begin(self, task: str, *, total: int | None, unit: str) -> None:
         """See :class:`fourfold.progress.Progress`."""
-        self._calibrates, self._last = task == "calibrate", _now()
+        self._total = (total or 0) if task.startswith("calibrate layer") else 0
+        if self._total:
+            self.seconds.append([])
+        self._last = _now()
 
     def advance(self, amount: int = 1) -> None:
         """See :class:`fourfold.progress.Progress`."""
-        if not self._calibrates:
+        if not self._total:
             return
         now = _now()
-        self.seconds.append(now - self._last)
-        if len(self.seconds) == self._batches - 1:
-            self.profiler.start()
-        if len(self.seconds) == self._batches:
-            self.profiler.stop()
+        self.seconds[-1].append(now - self._last)
+        done = len(self.seconds[-1])
+        if done == self._total - 1:
+            self.profilers.append(profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]))
+            self.profilers[-1].start()
+        if done == self._total:
+            self.profilers[-1].stop()
         self._last = _now()
 
 
@@ -71,12 +77,12 @@ def _now() -> float:
     return time.monotonic()
 
 
-def kernels(profiler: profile) -> tuple[Counter[str], Counter[str]]:
+def kernels(profilers: list[profile]) -> tuple[Counter[str], Counter[str]]:
     """Microseconds, and calls, by kernel."""
     micros: Counter[str] = Counter()
     calls: Counter[str] = Counter()
-    for kernel in profiler.key_averages():
-        if kernel.device_type is DeviceType.CUDA:
+    for kernel in (kernel for profiler in profilers for kernel in profiler.key_averages()):
+        if kernel.device_type == DeviceType.CUDA:  # an equal one is made for every kernel
             micros[kernel.key] += kernel.self_device_time_total
             calls[kernel.key] += kernel.count
     return micros, calls
@@ -104,20 +110,20 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
         {"input_ids": torch.randint(4, 2000, shape, generator=generator), "attention_mask": torch.ones(shape).long()}
         for _ in range(given.batches)
     ]
-    steps = Steps(given.batches)
+    steps = Steps()
     calibration = Calibration(model, read_gemma4(source), batches, steps)
     for _ in calibration.layers():
         pass
-    micros, calls = kernels(steps.profiler)
+    micros, calls = kernels(steps.profilers)
     per_layer = 1e-3 / given.layers
     return {
         "gpu": torch.cuda.get_device_name(),
         "torch": torch.__version__,
         "layers": given.layers,
         "tokens": shape[0] * shape[1],
-        "batch_seconds": [round(s, 4) for s in steps.seconds],
+        "batch_ms_by_layer": [[round(s * 1e3, 2) for s in layer] for layer in steps.seconds],
         "ms_a_layer": {
-            "wall": round(steps.seconds[-2] * 1e3 / given.layers, 3),
+            "wall": round(sum(layer[-2] for layer in steps.seconds) * 1e3 / given.layers, 3),
             "kernels": round(sum(micros.values()) * per_layer, 3),
         },
         "parts_ms_a_layer": parts(micros, per_layer),

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+from threading import Event
+
 import pytest
 import torch
 
@@ -10,6 +13,7 @@ from fourfold.conformance.model import make_tokens
 from fourfold.engine.calibrate import Calibration
 from fourfold.engine.hidden import host_memory
 from fourfold.engine.replay import Replay
+from fourfold.engine.streams import OwnStream, Purpose
 
 from .jobs import Bench, differing
 
@@ -40,6 +44,31 @@ def test_replayed_is_one_by_one(gpu_bench, monkeypatch, options):
     one_by_one = gpu_bench.quantize(**options)
     assert differing(replayed, one_by_one) == []
     assert replayed.manifest.expert_token_counts == one_by_one.manifest.expert_token_counts
+
+
+@pytest.mark.gpu
+def test_more_layers_are_recorded_than_torch_has_streams():
+    """It has 32, and another thread fetches all the time, as it does for the next layer."""
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device: nothing was recorded")
+    device, ended = torch.device("cuda"), Event()
+    fetching, host, states = OwnStream(Purpose.FETCH, device), torch.ones(2**22), torch.ones(4, device="cuda")
+
+    def fetch():
+        while not ended.is_set():
+            with fetching.work():
+                host.to(device)
+
+    with ThreadPoolExecutor(1) as pool:
+        fetched = pool.submit(fetch)
+        try:
+            for _ in range(70):
+                replay = Replay(lambda given: (given * 2, torch.isfinite(given).all()), device)
+                results = [replay(states * number)[0] for number in range(4)]
+                assert torch.equal(torch.stack(results).cpu(), torch.tensor([0.0, 2, 4, 6])[:, None].expand(4, 4))
+        finally:
+            ended.set()
+        fetched.result()
 
 
 @pytest.mark.gpu

@@ -39,22 +39,29 @@ class TensorReader:
 
     def read(self, name: str, slices: tuple[int | slice, ...] = ()) -> torch.Tensor:
         """The tensor, or a contiguous part: an index, or a range, along its first axes. On the CPU, as stored."""
+        whole, dtype = self.form(name)
+        first, shape = _contiguous_part(whole, slices)
+        buffer = torch.empty(prod(shape) * dtype.itemsize, dtype=torch.uint8)
+        self.fill(name, buffer, first * dtype.itemsize)
+        return buffer.view(dtype).reshape(shape)
+
+    def form(self, name: str) -> tuple[tuple[int, ...], torch.dtype]:
+        """Shape and dtype of a tensor; :class:`CheckpointError` for a dtype that torch has none for."""
         entry = self._source.entry(name)
         dtype = DTYPES.get(entry.dtype)
         if dtype is None:
             raise CheckpointError(
                 f"{self._source.path / entry.file}: {name} has dtype {entry.dtype}, which is not read"
             )
-        first, shape = _contiguous_part(entry.shape, slices)
-        buffer = torch.empty(prod(shape) * dtype.itemsize, dtype=torch.uint8)
-        self._fill(buffer, entry.file, self._begin[name] + first * dtype.itemsize)
-        return buffer.view(dtype).reshape(shape)
+        return entry.shape, dtype
 
     def module(self, module: LinearModule) -> torch.Tensor:
         """A linear's weight [O, K]."""
         return self.read(module.tensor, module.slices)
 
-    def _fill(self, buffer: torch.Tensor, file: str, position: int) -> None:
+    def fill(self, name: str, buffer: torch.Tensor, start: int = 0) -> None:
+        """Fill ``buffer``, contiguous and on the CPU, with the tensor's stored bytes from ``start`` on."""
+        file, position = self._source.entry(name).file, self._begin[name] + start
         view = host_bytes(buffer)
         starts = range(0, len(view), _PIECE)
         if len(starts) < 2:
@@ -63,7 +70,7 @@ class TensorReader:
         # Copying out of the page cache, and making the pages to copy to, is work for several processors.
         with ThreadPoolExecutor(_THREADS) as pool:
             for done in [
-                pool.submit(self._fill_piece, view[start : start + _PIECE], file, position + start) for start in starts
+                pool.submit(self._fill_piece, view[first : first + _PIECE], file, position + first) for first in starts
             ]:
                 done.result()
 

@@ -6,6 +6,7 @@ what :meth:`Lane.batches` gives to the current one, until :meth:`Lane.advance`.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Protocol, Self
@@ -13,9 +14,10 @@ from typing import Protocol, Self
 import torch
 
 from fourfold.engine.hidden import HiddenStates
+from fourfold.engine.streams import Purpose, stream_for
 
-#: Results on their way to the host at once; each holds one batch on the device.
-_IN_FLIGHT = 2
+#: Batches on their way to the device at once, and results on their way back; each is held there too.
+_COMING, _GOING = 2, 3
 
 
 class Lane(Protocol):
@@ -74,8 +76,9 @@ class StreamLane:
     def __init__(self, states: HiddenStates, device: torch.device) -> None:
         self._states, self._device = states, device
         self._reader, self._writer = ThreadPoolExecutor(1), ThreadPoolExecutor(1)
-        self._writing: list[Future[None]] = []
-        self._streams = [torch.cuda.Stream(device) for _ in range(2)] if device.type == "cuda" else []  # type: ignore[no-untyped-call]
+        self._writing = deque[Future[None]]()
+        purposes = (Purpose.TO_DEVICE, Purpose.TO_HOST) if device.type == "cuda" else ()
+        self._streams = [stream_for(purpose, device) for purpose in purposes]
 
     def __enter__(self) -> Self:
         return self
@@ -86,11 +89,11 @@ class StreamLane:
 
     def batches(self, number: int) -> Iterator[tuple[int, torch.Tensor]]:
         """See :class:`Lane`."""
-        coming = self._reader.submit(self._fetch, 0)
+        coming = deque(self._reader.submit(self._fetch, batch) for batch in range(min(_COMING, number)))
         for batch in range(number):
-            states = coming.result()
-            if batch + 1 < number:
-                coming = self._reader.submit(self._fetch, batch + 1)
+            states = coming.popleft().result()
+            if batch + _COMING < number:
+                coming.append(self._reader.submit(self._fetch, batch + _COMING))
             if self._streams:
                 states.record_stream(torch.cuda.current_stream(self._device))
             yield batch, states
@@ -110,8 +113,8 @@ class StreamLane:
         if self._streams:
             ready = torch.cuda.Event()  # type: ignore[no-untyped-call]
             ready.record(torch.cuda.current_stream(self._device))
-        while len(self._writing) >= _IN_FLIGHT:
-            self._writing.pop(0).result()
+        while len(self._writing) >= _GOING:
+            self._writing.popleft().result()
         self._writing.append(self._writer.submit(self._store, batch, states, ready))
 
     def _store(self, batch: int, states: torch.Tensor, ready: torch.cuda.Event | None) -> None:
@@ -125,7 +128,7 @@ class StreamLane:
     def finish(self) -> None:
         """Wait until every result is stored, and forced to disk; the first error among them is raised."""
         while self._writing:
-            self._writing.pop(0).result()
+            self._writing.popleft().result()
         self._states.sync()
 
     def advance(self) -> None:

@@ -17,7 +17,8 @@ from torch import nn
 
 from fourfold.checkpoint.index import CONFIG_FILE, read_json
 from fourfold.engine import experts
-from fourfold.engine.streams import OwnStream
+from fourfold.engine.streams import OwnStream, Purpose
+from fourfold.engine.upload import Uploader
 from fourfold.errors import ModelError
 from fourfold.models.gemma4 import layer_of
 
@@ -77,8 +78,8 @@ class LayerwiseModel:
         self.device = torch.device(device)
         # As it is stored, a model keeps its float32 buffers (rotary frequencies).
         self._place: dict[str, Any] = {"device": self.device} | ({} if dtype is torch.bfloat16 else {"dtype": dtype})
-        self._fetching = OwnStream(self.device)
-        self._reader, self._tensors = reader, tensors
+        self._fetching = OwnStream(Purpose.FETCH, self.device)
+        self._reader, self._uploader, self._tensors = reader, Uploader(reader, self.device), tensors
         self._config = AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
         self._raw_config = read_json(path / CONFIG_FILE)
         implementation = experts.FUSED if fuse else experts.IMPLEMENTATION
@@ -129,7 +130,7 @@ class LayerwiseModel:
         """A layer's tensors on the device, by name inside the layer; may run in another thread."""
         named = ((name, name.split(f"layers.{index}.", 1)[-1]) for name in self._tensors if layer_of(name) == index)
         with self._fetching.work():
-            return {inner: self._reader.read(name).to(**self._place) for name, inner in named}
+            return {inner: self._uploader.read(name).to(**self._place) for name, inner in named}
 
     def largest_layer_bytes(self) -> int:
         """Bytes of the largest layer in BF16."""

@@ -11,6 +11,8 @@ from collections.abc import Callable
 
 import torch
 
+from fourfold.engine.streams import Purpose, stream_for
+
 #: States [B, T, H] to states, and whether these are finite (bool []).
 Step = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
 
@@ -46,7 +48,7 @@ class Replay:
         self._input = states.clone()
         # The recording has memory of its own beside the cache that the first time has filled.
         torch.cuda.empty_cache()
-        current, recording = torch.cuda.current_stream(self._device), torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
+        current, recording = torch.cuda.current_stream(self._device), stream_for(Purpose.RECORD, self._device)
         recording.wait_stream(current)
         with torch.cuda.stream(recording):
             # Other threads go on allocating meanwhile.

@@ -4,15 +4,37 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from enum import Enum, auto
+from functools import cache
 
 import torch
 
 
-class OwnStream:
-    """One stream for one kind of work, used by one thread at a time. On a CPU there is none, and nothing to do."""
+class Purpose(Enum):
+    """What a stream is for; each is one thread's at a time."""
 
-    def __init__(self, device: torch.device) -> None:
-        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
+    FETCH = auto()
+    PACK = auto()
+    TO_DEVICE = auto()
+    TO_HOST = auto()
+    RECORD = auto()
+
+
+@cache
+def stream_for(purpose: Purpose, device: torch.device) -> torch.cuda.Stream:  # noqa: ARG001 - the cache has one for each
+    """The one stream for ``purpose`` on a GPU.
+
+    torch gives out 32 streams, then the first of them again. With a new one for every layer, kernels would one day be
+    recorded in the very stream that another thread waits for, and the recording would fail.
+    """
+    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+
+
+class OwnStream:
+    """The stream for a purpose, as a block to work in. On a CPU there is none, and nothing to do."""
+
+    def __init__(self, purpose: Purpose, device: torch.device) -> None:
+        self._stream = stream_for(purpose, device) if device.type == "cuda" else None
 
     @contextmanager
     def work(self) -> Iterator[None]:

@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from fourfold.engine.calibrate import Batch, Calibration, ObservedLayer
     from fourfold.engine.model import LayerwiseModel
     from fourfold.engine.pack import Packer
-    from fourfold.engine.streams import OwnStream
     from fourfold.engine.work import PackedLayer, WorkFolder
     from fourfold.models.gemma4 import LinearModule
     from fourfold.progress import Progress
@@ -38,8 +37,6 @@ _TURN_S = 5e-5
 
 class ReferenceQuantizer(Quantizer[ReferenceQuantizerOptions]):
     """Both schemes, every algorithm of its options."""
-
-    _packing: OwnStream | None = None
 
     def quantize(self, job: QuantizeJob, artifact: ArtifactWriter, progress: Progress) -> None:
         """See :class:`fourfold.interfaces.quantizer.Quantizer`."""
@@ -165,6 +162,7 @@ class ReferenceQuantizer(Quantizer[ReferenceQuantizerOptions]):
 
     def _packed(self, job: QuantizeJob, layer: ObservedLayer) -> PackedLayer:
         from fourfold.engine.scales import input_scales, weight_fallbacks
+        from fourfold.engine.streams import OwnStream, Purpose
         from fourfold.engine.work import PackedLayer
 
         targets = _targets(job, layer.index)
@@ -172,18 +170,10 @@ class ReferenceQuantizer(Quantizer[ReferenceQuantizerOptions]):
         scales, fallbacks = input_scales(targets, layer.observations, job.recipe, per_layer=per_layer)
         fallbacks += weight_fallbacks(targets, layer.observations, self.options.algorithm)
         result = PackedLayer(layer.index, tokens_E=layer.observations.tokens_E, fallbacks=fallbacks)
-        with self._stream(job).work():
+        with OwnStream(Purpose.PACK, _device(job)).work():
             for module, weight in self._packer(job).pack(targets, layer.read, layer.observations):
                 result.weights.append((module, weight, scales.get(module.name)))
         return result
-
-    def _stream(self, job: QuantizeJob) -> OwnStream:
-        """For packing: one, whose memory is used again."""
-        from fourfold.engine.streams import OwnStream
-
-        if self._packing is None:
-            self._packing = OwnStream(_device(job))
-        return self._packing
 
     def _packer(self, job: QuantizeJob) -> Packer:
         from fourfold.engine.pack import Packer
