@@ -17,7 +17,7 @@ import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -27,6 +27,8 @@ from crash_points import ANYWHERE, PIPE, SYSCALLS, Point
 from fourfold.cli.app import app
 
 _WAIT_S = 240.0
+#: What strace writes when the signal it injects has stopped a process; somebody's `kill` has another code.
+_STOPPED = re.compile(r"--- SIGSTOP {si_signo=SIGSTOP, si_code=SI_KERNEL} ---\n.*--- stopped by SIGSTOP ---\n")
 _PR_CAPBSET_DROP = 24
 #: By their numbers in <linux/capability.h>: DAC_OVERRIDE and DAC_READ_SEARCH, by which root passes by permissions.
 _OVERRIDES = (1, 2)
@@ -62,6 +64,7 @@ class Run:
     #: The link of the stage's pipe in /proc.
     pipe: str = ""
     straces: list[subprocess.Popen[bytes]] = field(default_factory=list)
+    _log: Path = Path(os.devnull)
     _code: int | None = None
 
     def start(self) -> Run:
@@ -84,6 +87,7 @@ class Run:
             return
         (self.stage,) = found
         os.kill(self.stage, signal.SIGSTOP)
+        _until(lambda: "State:\tT" in _status(self.stage), "the stage did not stop")
         self.pipe = str(Path(f"/proc/{self.stage}/fd/{self._event_descriptor()}").readlink())
         self._attach(self.stage, "stage")
         os.kill(self.stage, signal.SIGCONT)
@@ -98,9 +102,10 @@ class Run:
             if self.point.path != ANYWHERE:
                 path = self.pipe if self.point.path == PIPE else str(self.folder / self.point.path)
                 options += ["-P", path]
-        target = str(self.traces / name) if self.traces else os.devnull
+        self._log = (self.traces or self.logs) / (name if self.traces else "strace")
+        self._log.unlink(missing_ok=True)
         self.straces.append(subprocess.Popen(
-            ["strace", "-qq", "-o", target, *options, "-p", str(pid)],
+            ["strace", "-qq", "-o", self._log, *options, "-p", str(pid)],
             stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
         ))  # fmt: skip
         _until(lambda: "TracerPid:\t0" not in _status(pid), "strace did not attach")
@@ -139,14 +144,26 @@ class Run:
         _until(lambda: str((links / descriptor).readlink()) == os.devnull, "the run kept its end of the pipe")
 
     def wait(self) -> Ended:
-        """Until the process, and every process it started, is gone."""
-        _until(lambda: not self._running(), f"{self.arguments} did not end")
-        for strace in self.straces:
-            strace.wait(timeout=60)
-        _until(lambda: not _processes_of(self.folder), "a stage outlived the run that started it")
+        """Until the process, and every process it started, is gone; what does not go is killed (TimeoutError)."""
+        with self._killed_if_late():
+            _until(lambda: not self._running(), "the run did not end")
+            for strace in self.straces:
+                strace.wait(timeout=60)
+            _until(lambda: not _processes_of(self.folder), "a stage outlived the run that started it")
         texts = [(self.logs / name).read_text(encoding="utf-8", errors="replace") for name in ("stderr", "stdout")]
         assert self._code is not None
         return Ended(self._code, *texts)
+
+    @contextlib.contextmanager
+    def _killed_if_late(self) -> Iterator[None]:
+        try:
+            yield
+        except TimeoutError:
+            for pid in (self.pid, *_processes_of(self.folder)):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            _until(lambda: not self._running() and not _processes_of(self.folder), "nothing ends it")
+            raise
 
     def _running(self) -> bool:
         if self._code is None:
@@ -155,16 +172,19 @@ class Run:
         return self._code is None
 
     def wait_stopped(self) -> int | None:
-        """Until the process that is hit stands still for half a second: its pid; None when the run ended first."""
-        pid, still, deadline = self.stage or self.pid, 0, time.monotonic() + _WAIT_S
-        while time.monotonic() < deadline:
-            if not self._running():
-                return None
-            still = still + 1 if re.search(r"State:\t[tT]", _status(pid)) else 0
-            if still >= 10:
-                return pid
-            time.sleep(0.05)
-        raise TimeoutError("nothing stopped")
+        """Until the process that is hit has been stopped there: its pid; None when the run ended first.
+
+        Its state in /proc does not tell: strace holds a process for a moment at every call, and at thousands of them
+        while it imports.
+        """
+        with self._killed_if_late():
+            _until(lambda: self._is_stopped() or not self._running(), "the run neither ended nor came to the point")
+        return (self.stage or self.pid) if self._running() else None
+
+    def _is_stopped(self) -> bool:
+        return (
+            self._log.exists() and _STOPPED.search(self._log.read_text(encoding="utf-8", errors="replace")) is not None
+        )
 
 
 def give_up_overrides() -> None:

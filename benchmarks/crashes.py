@@ -233,7 +233,10 @@ def attack(harness: Harness, stages: list[str], *, is_root: bool) -> None:
         faults.append((harness.break_pipe, points.broken_pipes))
         for inflict, places in faults:
             for number, point in enumerate(places):
-                inflict(stage, number, point)
+                try:
+                    inflict(stage, number, point)
+                except TimeoutError as error:
+                    harness.failures.append(f"{stage}, {inflict.__name__} at {point}: {error}")
                 print(f"{stage}, {inflict.__name__} {number + 1}/{len(places)}: {point}", file=sys.stderr)
         for fault in EXPECTED[stage]:
             wanted = harness.points if fault == "kills" else 1
