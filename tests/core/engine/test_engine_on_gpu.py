@@ -79,6 +79,8 @@ def test_page_locked_memory_gives_as_often_as_it_says():
     nbytes = 16 * 1024 * 2816 * 2
     memory = host_memory(2 * 2**30, pinned=True)
     assert memory.capacity(nbytes) == 22
+    memory.reserve(nbytes, 30)
+    memory.wait()
     taken = list(iter(lambda: memory.take(nbytes), None))
     assert len(taken) == 22
     assert all(piece.is_pinned() for piece in taken)

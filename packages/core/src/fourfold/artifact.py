@@ -32,7 +32,7 @@ from fourfold.checkpoint.stored import FileRanges
 from fourfold.checkpoint.stream import DEFAULT_SHARD_BYTES, ShardWriter
 from fourfold.config import KVCache, Scheme
 from fourfold.errors import CheckpointError, QuantizationError
-from fourfold.manifest import Fallback, Fate, Manifest, TensorFate, sha256_files
+from fourfold.manifest import Fallback, Fate, Manifest, TensorFate, sha256_file, sha256_files
 from fourfold.models.gemma4 import LinearModule, ModuleName
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ class ArtifactWriter:
 
     def __init__(self, folder: Path, job: QuantizeJob, *, max_shard_bytes: int = DEFAULT_SHARD_BYTES) -> None:
         self.folder, self._job = folder, job
-        self._shards = ShardWriter(folder, max_shard_bytes=max_shard_bytes)
+        self._shards = ShardWriter(folder, max_shard_bytes=max_shard_bytes, digest=sha256_file)
         self._missing = {module.name: module for module in job.targets}
         self._targets = frozenset(self._missing)
         self._kv_missing = self._attention_modules() if job.recipe.kv_cache is KVCache.FP8 else set()
@@ -163,7 +163,7 @@ class ArtifactWriter:
                 "fallbacks": tuple(f.model_dump() for f in self._fallbacks),
                 "transformed": dict(sorted(self._transformed.items())),
                 "notes": tuple(self._notes),
-                "files": sha256_files(self.folder),
+                "files": sha256_files(self.folder, known=self._shards.digests),
                 **facts,
             },
             where="manifest",

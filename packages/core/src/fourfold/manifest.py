@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from enum import StrEnum
 from pathlib import Path
@@ -142,7 +142,11 @@ def sha256_paths(paths: Iterable[Path]) -> Iterator[str]:
         pool.shutdown(cancel_futures=True)
 
 
-def sha256_files(folder: Path, *, skip: tuple[str, ...] = (MANIFEST_FILE,)) -> dict[str, str]:
-    """Digest of every file directly in ``folder``, by name."""
-    paths = [p for p in sorted(folder.iterdir()) if p.is_file() and p.name not in skip]
-    return {path.name: digest for path, digest in zip(paths, sha256_paths(paths), strict=True)}
+def sha256_files(
+    folder: Path, *, skip: tuple[str, ...] = (MANIFEST_FILE,), known: Mapping[str, str] | None = None
+) -> dict[str, str]:
+    """Digest of every file directly in ``folder``, by name; those of ``known`` are not read again."""
+    found = dict(known or {})
+    paths = [p for p in sorted(folder.iterdir()) if p.is_file() and p.name not in (*skip, *found)]
+    found |= {path.name: digest for path, digest in zip(paths, sha256_paths(paths), strict=True)}
+    return dict(sorted(found.items()))

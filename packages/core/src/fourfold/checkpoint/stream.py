@@ -7,6 +7,8 @@ known, and the caller renames the folder (:func:`fourfold.checkpoint.atomic.atom
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,14 +29,25 @@ class ShardWriter:
     ``model.safetensors`` and has no index.
     """
 
-    def __init__(self, folder: Path, *, max_shard_bytes: int = DEFAULT_SHARD_BYTES) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        max_shard_bytes: int = DEFAULT_SHARD_BYTES,
+        digest: Callable[[Path], str] | None = None,
+    ) -> None:
+        """``digest`` is taken of each shard beside the writing of the next, while the system still has it in memory."""
         self._folder = folder
+        self._digest, self._digests = digest, list[Future[str]]()
+        self._hashing = ThreadPoolExecutor(1)
         self._max_shard_bytes = max_shard_bytes
         self._pending: dict[str, Stored] = {}
         self._pending_bytes = 0
         self._shards: list[tuple[Path, tuple[str, ...]]] = []
         self._names: set[str] = set()
         self.total_bytes = 0
+        #: By file name, once finished, where digests are taken.
+        self.digests: dict[str, str] = {}
 
     def add(self, name: str, tensor: torch.Tensor) -> None:
         """Queue one tensor; :class:`CheckpointError` when the name was given before."""
@@ -57,12 +70,23 @@ class ShardWriter:
         path = self._folder / f"shard-{len(self._shards) + 1:05d}.partial"
         write_file(path, self._pending)
         self._shards.append((path, tuple(self._pending)))
+        if self._digest is not None:
+            self._digests.append(self._hashing.submit(self._digest, path))
         self._pending, self._pending_bytes = {}, 0
 
     def finish(self) -> tuple[str, ...]:
         """Write what is left and the index; returns the shards' file names."""
         if self._pending or not self._shards:
             self._flush()
+        # Before the shards get their names: they are hashed under those that they have.
+        digests = [digest.result() for digest in self._digests]
+        self._hashing.shutdown()
+        files = self._name_shards()
+        self.digests = dict(zip(files, digests, strict=False))
+        return files
+
+    def _name_shards(self) -> tuple[str, ...]:
+        """Give every shard its final name, and write the index where there are several."""
         if len(self._shards) == 1:
             self._shards[0][0].rename(self._folder / "model.safetensors")
             return ("model.safetensors",)

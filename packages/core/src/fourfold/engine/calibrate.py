@@ -68,8 +68,8 @@ class Calibration:
     def layers(self, lane: Lane | None = None, first_layer: int = 0) -> Iterator[ObservedLayer]:
         """Every layer from ``first_layer`` on, as soon as all batches went through it.
 
-        ``lane`` holds the states that enter ``first_layer``, and is filled here for layer 0; without one they stay on
-        the device. They have advanced when a layer's consumer asks for the next one.
+        ``lane`` holds the states that enter ``first_layer``, unless that is 0; without one they stay on the device.
+        They have advanced when a layer's consumer asks for the next one.
         Raises :class:`DeviceError` where something does not fit.
         """
         lane = DeviceLane() if lane is None else lane
@@ -78,8 +78,6 @@ class Calibration:
             coming = pool.submit(self._model.fetch_layer, first_layer)
             for index in range(first_layer, len(self._model.layers)):
                 with torch.inference_mode(), explain_out_of_memory(self._model, states_bytes):
-                    if index == 0:
-                        self._embed_all(lane)
                     layer = self._model.load_layer(index, coming.result())
                     if index + 1 < len(self._model.layers):
                         coming = pool.submit(self._model.fetch_layer, index + 1)
@@ -99,13 +97,13 @@ class Calibration:
         for number, batch in enumerate(self._batches):
             states.expect(number, (*batch["input_ids"].shape, width), torch.bfloat16)
 
-    def _embed_all(self, lane: Lane) -> None:
-        self._progress.begin("embed", total=len(self._batches), unit="batch")
+    def _states(self, index: int, lane: Lane) -> Iterator[tuple[int, torch.Tensor]]:
+        """What enters a layer, batch by batch."""
+        if index > 0:
+            yield from lane.batches(len(self._batches))
+            return
         for number, batch in enumerate(self._batches):
-            lane.put(number, self._model.embed(batch))
-            self._progress.advance()
-        lane.finish()
-        lane.advance()
+            yield number, self._model.embed(batch)
 
     def _run_layer(self, index: int, layer: nn.Module, lane: Lane) -> LayerObserver:
         observer = self._observer(index)
@@ -113,7 +111,7 @@ class Calibration:
         finite = []
         with observer.watching(layer):
             replay = self._replay(index, layer)
-            for number, hidden in lane.batches(len(self._batches)):
+            for number, hidden in self._states(index, lane):
                 batch = self._batches[number]
                 observer.keep_T = _kept(batch, self._model.device)
                 result, is_finite = replay(hidden) if replay else self._step(index, batch, hidden)

@@ -9,7 +9,10 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+from collections import deque
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
+from math import ceil
 from pathlib import Path
 
 import torch
@@ -33,6 +36,12 @@ class HostMemory:
         """How many times :meth:`take` gives as much."""
         return self._room // nbytes
 
+    def reserve(self, nbytes: int, times: int) -> None:
+        """Make ready, in the background, what :meth:`take` will be asked for; no more than there is room for."""
+
+    def wait(self) -> None:
+        """Until all that was reserved is ready."""
+
     def take(self, nbytes: int) -> torch.Tensor | None:
         """uint8 [``nbytes``], or None when there is no room for them."""
         if nbytes > self._room:
@@ -44,7 +53,11 @@ class HostMemory:
 class PinnedMemory(HostMemory):
     """The same, page-locked."""
 
-    _piece = torch.empty(0, dtype=torch.uint8)
+    def __init__(self, limit_bytes: int) -> None:
+        super().__init__(limit_bytes)
+        self._piece = torch.empty(0, dtype=torch.uint8)
+        self._reserved = deque[Future[torch.Tensor]]()
+        self._awaited = list[Future[torch.Tensor]]()
 
     def capacity(self, nbytes: int) -> int:
         """See :class:`HostMemory`."""
@@ -58,9 +71,24 @@ class PinnedMemory(HostMemory):
             if size > self._room:
                 return None
             self._room -= size
-            self._piece = torch.empty(size, dtype=torch.uint8, pin_memory=True)
+            self._piece = self._reserved.popleft().result() if self._reserved else _pinned(size)
         taken, self._piece = self._piece[:nbytes], self._piece[nbytes:]
         return taken
+
+    def reserve(self, nbytes: int, times: int) -> None:
+        """See :class:`HostMemory`."""
+        size = _piece_size(nbytes)
+        number = min(ceil(times / (size // nbytes)), self._room // size)
+        # One thread: the driver locks pages for one at a time.
+        pool = ThreadPoolExecutor(1)
+        self._awaited = [pool.submit(_pinned, size) for _ in range(number)]
+        self._reserved.extend(self._awaited)
+        pool.shutdown(wait=False)
+
+    def wait(self) -> None:
+        """See :class:`HostMemory`."""
+        while self._awaited:
+            self._awaited.pop().result()
 
 
 def host_memory(limit_bytes: int, *, pinned: bool) -> HostMemory:
@@ -68,17 +96,21 @@ def host_memory(limit_bytes: int, *, pinned: bool) -> HostMemory:
     return PinnedMemory(limit_bytes) if pinned else HostMemory(limit_bytes)
 
 
+def _pinned(nbytes: int) -> torch.Tensor:
+    return torch.empty(nbytes, dtype=torch.uint8, pin_memory=True)
+
+
 def _piece_size(nbytes: int) -> int:
     return max(_PINNED_PIECE, 1 << (nbytes - 1).bit_length())
 
 
 class HiddenStates:
-    """``folder`` takes what ``memory_bytes`` do not hold; with 0, everything. ``layer`` is the one that reads first;
-    -1 where nothing is there to read yet.
+    """``folder`` takes what ``memory_bytes`` do not hold; with 0, everything. ``layer`` is the first; layer 0 reads
+    nothing, since it begins with embeddings.
     """
 
     def __init__(
-        self, folder: Path, memory_bytes: int, layer: int = -1, *, pinned: bool = False, durable: bool = False
+        self, folder: Path, memory_bytes: int, layer: int = 0, *, pinned: bool = False, durable: bool = False
     ) -> None:
         """``pinned`` memory takes states from a GPU several times as fast as other memory, which is copied twice.
 
@@ -94,11 +126,17 @@ class HiddenStates:
     def _path(self, layer: int, batch: int) -> Path:
         return self._folder / f"layer-{layer:03d}" / f"{batch:06d}.bin"
 
-    def begin_anew(self) -> None:
-        """Forget everything; what comes next enters layer 0."""
-        self._layer = -1
+    def begin_anew(self, nbytes: int = 0, batches: int = 0) -> None:
+        """Forget everything; what comes next is layer 0's, of ``batches`` that have ``nbytes`` each at the most."""
+        self._layer = 0
         self._memory, self._shapes = {}, {}
         self._host = self._new_memory()
+        if batches:
+            self._host.reserve(nbytes, batches)
+
+    def wait_for_memory(self) -> None:
+        """Until what was asked for is there."""
+        self._host.wait()
 
     def expect(self, batch: int, shape: tuple[int, ...], dtype: torch.dtype) -> None:
         """Say what stands on disk already, in a run that goes on."""

@@ -28,7 +28,7 @@ class Lane(Protocol):
     def __exit__(self, *_: object) -> None: ...
 
     def batches(self, number: int) -> Iterator[tuple[int, torch.Tensor]]:
-        """Every batch of the current layer, on the device."""
+        """Every batch of the current layer, on the device; not of layer 0, which begins with embeddings."""
 
     def put(self, batch: int, states: torch.Tensor) -> None:
         """What the current layer made of a batch."""
@@ -109,6 +109,8 @@ class StreamLane:
 
     def put(self, batch: int, states: torch.Tensor) -> None:
         """It is on its way when this returns."""
+        # Pages are locked while a model is read and compiled; not while kernels are recorded, which begins after this.
+        self._states.wait_for_memory()
         ready = None
         if self._streams:
             ready = torch.cuda.Event()  # type: ignore[no-untyped-call]

@@ -110,13 +110,12 @@ class ReferenceQuantizer(Quantizer[ReferenceQuantizerOptions]):
         pinned = device.type != "cpu"
         model, batches = self._model(job, reader), batches_of(job.tokens, job.batch_size)
         states = HiddenStates(spill, room, pinned=pinned)
-        at_once = 0
+        size, at_once = largest_states_bytes(batches, model.hidden_size), 0
         if not self.options.needs_tokens:
-            size = largest_states_bytes(batches, model.hidden_size)
             at_once = host_memory(room, pinned=pinned).capacity(size)
 
         def calibrate(share: Sequence[Batch], first_batch: int) -> Iterator[ObservedLayer]:
-            states.begin_anew()
+            states.begin_anew(size, len(share))
             calibration = self._calibration(job, model, share, progress, first_batch)
             return calibration.layers(StreamLane(states, device))
 
@@ -151,7 +150,7 @@ class ReferenceQuantizer(Quantizer[ReferenceQuantizerOptions]):
         first = work.num_finished
         if first == job.gemma.num_layers:
             return
-        states = HiddenStates(work.hidden, 0, layer=first if first else -1, pinned=job.device != "cpu", durable=True)
+        states = HiddenStates(work.hidden, 0, layer=first, pinned=job.device != "cpu", durable=True)
         batches = batches_of(job.tokens, job.batch_size)
         calibration = self._calibration(job, self._model(job, reader), batches, progress)
         if first:
