@@ -67,27 +67,46 @@ class Run:
     _log: Path = Path(os.devnull)
     _code: int | None = None
 
-    def start(self) -> Run:
+    @contextlib.contextmanager
+    def started(self) -> Iterator[Run]:
+        """This run, going on; whatever is raised in here or in the block, nothing that it started is left after it.
+
+        What does not come to pass in time is a TimeoutError, here and in every method.
+        """
+        try:
+            self._start()
+            yield self
+        finally:
+            self._end()
+
+    def _start(self) -> None:
         """Fork, stop, attach, go on; then the same with the stage's process, if that is asked for."""
         self.pid = os.fork()
         if self.pid == 0:
             self._child()
-        os.waitpid(self.pid, os.WUNTRACED)
+        _until(lambda: _has_stopped(self.pid) or not self._running(), "the run did not begin")
+        if not self._running():
+            return
         if self.traces or (self.point and not self.point.in_stage):
             self._attach(self.pid, "run")
         os.kill(self.pid, signal.SIGCONT)
         if self.traces or (self.point and self.point.in_stage):
             self._await_stage()
-        return self
 
     def _await_stage(self) -> None:
-        while self._running() and not (found := _stages_of(self.folder)):
-            time.sleep(0.002)
-        if self._code is not None:
+        found: list[int] = []
+
+        def is_there() -> bool:
+            found[:] = _stages_of(self.folder)
+            return bool(found) or not self._running()
+
+        # Looked for more often than all else, so that it is held as early in its imports in every run.
+        _until(is_there, "no stage was started", every_s=0.002)
+        if not found:
             return
         (self.stage,) = found
         os.kill(self.stage, signal.SIGSTOP)
-        _until(lambda: "State:\tT" in _status(self.stage), "the stage did not stop")
+        _until(lambda: _has_stopped(self.stage), "the stage did not stop")
         self.pipe = str(Path(f"/proc/{self.stage}/fd/{self._event_descriptor()}").readlink())
         self._attach(self.stage, "stage")
         os.kill(self.stage, signal.SIGCONT)
@@ -144,32 +163,38 @@ class Run:
         _until(lambda: str((links / descriptor).readlink()) == os.devnull, "the run kept its end of the pipe")
 
     def wait(self) -> Ended:
-        """Until the process, and every process it started, is gone; what does not go is killed (TimeoutError)."""
-        with self._killed_if_late():
-            _until(lambda: not self._running(), "the run did not end")
-            for strace in self.straces:
-                strace.wait(timeout=60)
-            _until(lambda: not _processes_of(self.folder), "a stage outlived the run that started it")
+        """Until the process, and every process it started, is gone."""
+        _until(lambda: not self._running(), "the run did not end")
+        _until(self._is_untraced, "strace did not end with what it traced")
+        _until(lambda: not _processes_of(self.folder), "a stage outlived the run that started it")
         texts = [(self.logs / name).read_text(encoding="utf-8", errors="replace") for name in ("stderr", "stdout")]
         assert self._code is not None
         return Ended(self._code, *texts)
 
-    @contextlib.contextmanager
-    def _killed_if_late(self) -> Iterator[None]:
-        try:
-            yield
-        except TimeoutError:
-            for pid in (self.pid, *_processes_of(self.folder)):
+    def _end(self) -> None:
+        """Kill what is left. The traced first: whom strace lets go, goes on; then strace: it can hold the dead back."""
+
+        def is_gone() -> bool:
+            # Each time anew, since what is killed last may have started something.
+            left = [*([self.pid] if self._running() else []), *_processes_of(self.folder)]
+            for pid in left:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
-            _until(lambda: not self._running() and not _processes_of(self.folder), "nothing ends it")
-            raise
+            for strace in self.straces:
+                strace.kill()
+            return not left and self._is_untraced()
+
+        _until(is_gone, "nothing ends it")
+
+    def _is_untraced(self) -> bool:
+        return all(strace.poll() is not None for strace in self.straces)
 
     def _running(self) -> bool:
-        if self._code is None:
+        """Whether it was started and has not ended; its pid is its own until this says that it has."""
+        if self.pid and self._code is None:
             pid, status = os.waitpid(self.pid, os.WNOHANG)
             self._code = os.waitstatus_to_exitcode(status) if pid else None
-        return self._code is None
+        return bool(self.pid) and self._code is None
 
     def wait_stopped(self) -> int | None:
         """Until the process that is hit has been stopped there: its pid; None when the run ended first.
@@ -177,8 +202,7 @@ class Run:
         Its state in /proc does not tell: strace holds a process for a moment at every call, and at thousands of them
         while it imports.
         """
-        with self._killed_if_late():
-            _until(lambda: self._is_stopped() or not self._running(), "the run neither ended nor came to the point")
+        _until(lambda: self._is_stopped() or not self._running(), "the run neither ended nor came to the point")
         return (self.stage or self.pid) if self._running() else None
 
     def _is_stopped(self) -> bool:
@@ -226,9 +250,14 @@ def _status(pid: int) -> str:
         return ""
 
 
-def _until(done: Callable[[], bool], failure: str) -> None:
+def _has_stopped(pid: int) -> bool:
+    """Of itself or by a signal, not for a moment by strace."""
+    return "State:\tT" in _status(pid)
+
+
+def _until(done: Callable[[], bool], failure: str, every_s: float = 0.02) -> None:
     deadline = time.monotonic() + _WAIT_S
     while not done():
         if time.monotonic() > deadline:
             raise TimeoutError(failure)
-        time.sleep(0.02)
+        time.sleep(every_s)

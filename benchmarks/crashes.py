@@ -60,7 +60,7 @@ class Harness:
         self.failures: list[str] = []
         self.work.mkdir()
         self.logs.mkdir()
-        ended = self._run().start().wait()
+        ended = self._ended()
         if ended.code != 0:
             raise SystemExit(f"the undisturbed run failed ({ended.code}): {ended.stderr}")
         self.base, self.files = self.work.rename(root / "base"), hashes(root / "base" / "out")
@@ -68,6 +68,10 @@ class Harness:
     def _run(self, point: Point | None = None, **options: Any) -> Run:
         places = ["--output", str(self.work / "out"), "--stages", str(self.work / "stages")]
         return Run(["quantize", "demo", *places, *OPTIONS, "--json"], self.work, self.logs, point, **options)
+
+    def _ended(self, point: Point | None = None, **options: Any) -> Ended:
+        with self._run(point, **options).started() as run:
+            return run.wait()
 
     @contextlib.contextmanager
     def prepared(self, stage: str, *, small: bool = False) -> Iterator[Path]:
@@ -91,8 +95,7 @@ class Harness:
 
     def traced(self, stage: str) -> Points:
         """Where ``stage`` can be hit, from one undisturbed run of it."""
-        with self.prepared(stage) as work:
-            run = self._run(traces=self.logs).start()
+        with self.prepared(stage) as work, self._run(traces=self.logs).started() as run:
             run.wait()
         calls, _ = read_trace(self.logs / "run", work, run.pipe, in_stage=False)
         process, opened = list[Point](), 0
@@ -108,7 +111,7 @@ class Harness:
             if point.in_stage and number % 3 == 2:
                 ended = self._stopped_at(stage, point, lambda run: os.kill(run.pid, signal.SIGKILL))
             else:
-                ended = self._run(point).start().wait()
+                ended = self._ended(point)
             if ended is None or ended.code == 0:
                 self.failures.append(f"{stage}: not reached, or lived on: {point}")
                 return
@@ -149,15 +152,14 @@ class Harness:
 
     def _stopped_at(self, stage: str, point: Point, act: Callable[[Run], None], *, bound: bool = False) -> Ended | None:
         """How the run ended that was stopped at ``point`` for ``act``; None when it never got there."""
-        run = self._run(point, inject="STOP", bound=bound).start()
-        if (pid := run.wait_stopped()) is None:
-            self.failures.append(f"{stage}: not reached: {point}")
-            run.wait()
-            return None
-        act(run)
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGCONT)
-        return run.wait()
+        with self._run(point, inject="STOP", bound=bound).started() as run:
+            if (pid := run.wait_stopped()) is None:
+                self.failures.append(f"{stage}: not reached: {point}")
+                return None
+            act(run)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGCONT)
+            return run.wait()
 
     def _told(self, stage: str, what: str, ended: Ended, text: str) -> None:
         """The run failed as our errors do, one line but for the end of a stage's log, and said ``text``."""
@@ -178,7 +180,7 @@ class Harness:
 
     def _again(self, finished: set[str], *, bound: bool) -> list[str]:
         """What is wrong with the same command's second run."""
-        ended = self._run(bound=bound).start().wait()
+        ended = self._ended(bound=bound)
         if ended.code != 0:
             return [f"the same command failed: {ended.stderr[-400:]}"]
         reused = {s["name"] for s in json.loads(ended.stdout)["stages"] if s["reused"]}
@@ -224,9 +226,13 @@ def hashes(folder: Path) -> dict[str, str]:
 
 
 def attack(harness: Harness, stages: list[str], *, is_root: bool) -> None:
-    """Every kind of fault in every stage asked for."""
+    """Every kind of fault in every stage asked for; a hang, or whatever else goes wrong on the way, is a failure."""
     for stage in stages:
-        points = harness.traced(stage)
+        try:
+            points = harness.traced(stage)
+        except Exception as error:  # noqa: BLE001 - the other stages go on, and all is reported
+            harness.failures.append(f"{stage}, traced: {type(error).__name__}: {error}")
+            continue
         faults: list[tuple[Callable[[str, int, Point], None], Any]] = [(harness.kill, points.kills)]
         if is_root:
             faults += [(harness.fill, points.full_disks), (harness.lock, points.lost_rights)]
@@ -235,8 +241,9 @@ def attack(harness: Harness, stages: list[str], *, is_root: bool) -> None:
             for number, point in enumerate(places):
                 try:
                     inflict(stage, number, point)
-                except TimeoutError as error:
-                    harness.failures.append(f"{stage}, {inflict.__name__} at {point}: {error}")
+                except Exception as error:  # noqa: BLE001 - the other points go on, and all is reported
+                    what = f"{stage}, {inflict.__name__} at {point}"
+                    harness.failures.append(f"{what}: {type(error).__name__}: {error}")
                 print(f"{stage}, {inflict.__name__} {number + 1}/{len(places)}: {point}", file=sys.stderr)
         for fault in EXPECTED[stage]:
             wanted = harness.points if fault == "kills" else 1

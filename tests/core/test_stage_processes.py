@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -37,8 +38,11 @@ STAGE = textwrap.dedent("""
     os.write(int(sys.argv[-1]), b'{"event": "begin", "task": "up", "total": null, "unit": "step"}\\n')
     if what == "sleep":
         time.sleep(600)
-    elif what == "exit":
-        sys.exit(0)
+    elif what == "done":
+        os.write(int(sys.argv[-1]), b'{"event": "done"}\\n')
+    elif what == "silent":
+        print("the toolchain ended the process", flush=True)
+        os._exit(0)
     elif what == "killed":
         os.kill(os.getpid(), signal.SIGKILL)
     else:
@@ -96,7 +100,19 @@ def test_a_killed_stage_leaves_no_process(tmp_path):
 
 @pytest.mark.timeout(60)
 def test_a_stage_that_ends_well_leaves_no_process(tmp_path):
-    run_in_process(stage(tmp_path, "exit"), Config(), tmp_path / "log", NoProgress())
+    run_in_process(stage(tmp_path, "done"), Config(), tmp_path / "log", NoProgress())
+    assert living(tmp_path) == []
+
+
+@pytest.mark.timeout(60)
+def test_a_stage_that_does_not_say_it_is_done_has_not_ended_well(tmp_path):
+    """As when a toolchain calls ``os._exit(0)`` in the middle: no result may be taken for one."""
+    message = (
+        f"the stage ended without saying that it was done (exit code 0); the last lines of {tmp_path / 'log'}:\n"
+        "  the toolchain ended the process"
+    )
+    with pytest.raises(StageError, match=f"^{re.escape(message)}$"):
+        run_in_process(stage(tmp_path, "silent"), Config(), tmp_path / "log", NoProgress())
     assert living(tmp_path) == []
 
 

@@ -80,11 +80,24 @@ def _python_without_fourfold(folder: Path) -> Path:
     return script
 
 
-def test_death_by_signal_is_named(tmp_path):
+@pytest.mark.parametrize(
+    ("code", "how"),
+    [
+        (-signal.SIGKILL, "was ended by SIGKILL; the machine may be out of memory"),
+        (128 + signal.SIGKILL, "was ended by SIGKILL; the machine may be out of memory"),
+        (128 + signal.SIGSEGV, "was ended by SIGSEGV"),
+        (128 + signal.SIGRTMIN + 1, f"was ended by signal {signal.SIGRTMIN + 1}"),  # which has no name
+        (1, "failed (exit code 1)"),
+        (128, "failed (exit code 128)"),
+        (255, "failed (exit code 255)"),
+        (0, "ended without saying that it was done (exit code 0)"),
+    ],
+)
+def test_a_death_is_told_by_its_exit_code(tmp_path, code, how):
     (tmp_path / "log").write_text("loading\n")
-    message = describe_death(-signal.SIGKILL, tmp_path / "log")
-    assert "was ended by SIGKILL; the machine may be out of memory" in message
-    assert message.endswith("  loading")
+    assert describe_death(code, tmp_path / "log") == (
+        f"the stage {how}; the last lines of {tmp_path / 'log'}:\n  loading"
+    )
 
 
 def test_a_finished_stage_is_found_and_a_damaged_one_is_not(tmp_path):

@@ -99,7 +99,6 @@ SECOND_RUN = [
         recipe={"exclude": ["*.mlp.*", "*.experts.*"]},
         options={"algorithm": "smoothquant"},
     ),
-    _ours("half-a-group", recipe={"exclude": ["*.experts.3.up_proj"]}),
     _ours("no-cuda", device="cuda"),
     _ours("no-tokens", tokens=None),
     _ours("no-hessian-tokens", tokens=None, recipe={"scheme": "W4A16"}, options={"algorithm": "gptq"}),

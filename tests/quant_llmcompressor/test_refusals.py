@@ -38,11 +38,6 @@ MESSAGES = {
         r"recipe: smoothquant scales up_proj against down_proj, and no such pair is a target; "
         r"include both, or choose another algorithm$",
     ),
-    "half-a-group": (
-        "ConfigError",
-        r"recipe: \S+layers\.0\.experts\.3\.gate_up shares one scale, but only a part of it is "
-        r"to be quantized; include \S+experts\.3\.up_proj, or exclude the whole group$",
-    ),
     "no-cuda": ("DeviceError", r"device 'cuda' was asked for, and torch sees no GPU; choose --device cpu$"),
     "no-tokens": ("ConfigError", r"calibration: max for W4A4 needs tokens, and none were given$"),
     "no-hessian-tokens": ("ConfigError", r"calibration: gptq for W4A16 needs tokens, and none were given$"),

@@ -96,7 +96,6 @@ SECOND_RUN = [
     _ours("rare-error", tokens=TOO_FEW, recipe={"rare_experts": "error"}),
     _ours("too-rare", recipe={"min_expert_tokens": 100000}),
     _ours("gptq-fused", "modelopt", options={"algorithm": "gptq"}),
-    _ours("half-a-pair", "modelopt", recipe={"exclude": ["*.experts.3.up_proj"]}),
     _ours("no-tokens", tokens=None, recipe={"scheme": "W4A16", "kv_cache": "fp8"}),
     {"name": "search-nothing", "action": "search-nothing"},
     _ours("zero-expert", zero=("model.language_model.layers.0.experts.gate_up_proj", 1)),

@@ -91,7 +91,6 @@ def test_options_survive_json() -> None:
         ),
         ("too-rare", "QuantizationError", "saw 100000 calibration tokens; calibrate on more samples"),
         ("gptq-fused", "ConfigError", "use --unfuser reference"),
-        ("half-a-pair", "ConfigError", "experts.3.gate_proj is to be quantized without its partner"),
         ("no-tokens", "ConfigError", "an FP8 KV cache needs calibration tokens, and this job has none"),
         (
             "no-hessian-tokens",

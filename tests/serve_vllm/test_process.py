@@ -120,7 +120,7 @@ def test_death_while_starting_shows_the_last_30_lines(tmp_path):
     with run_process(python(code), {}, tmp_path / "log") as server, pytest.raises(ServerError) as error:
         wait_ready(server, "http://127.0.0.1:9/health", 60, NoProgress())
     first, *lines = str(error.value).splitlines()
-    assert first == f"vLLM ended while starting (exit code 7); the last 30 lines of {tmp_path / 'log'}:"
+    assert first == f"vLLM did not start: it failed (exit code 7); the last 30 lines of {tmp_path / 'log'}:"
     assert lines == [f"  line {i}" for i in range(70, 100)]
 
 
@@ -131,11 +131,22 @@ def test_a_cause_further_up_is_told_first(tmp_path):
         wait_ready(server, "http://127.0.0.1:9/health", 60, NoProgress())
 
 
-def test_death_by_signal_says_which(tmp_path):
-    code = "import os, signal; os.kill(os.getpid(), signal.SIGKILL)"
-    message = r"ended while starting \(signal 9; the machine may be out of memory\)"
-    with run_process(python(code), {}, tmp_path / "log") as server, pytest.raises(ServerError, match=message):
+@pytest.mark.parametrize(
+    ("code", "how"),
+    [
+        ("os.kill(os.getpid(), signal.SIGKILL)", "was ended by SIGKILL; the machine may be out of memory"),
+        ("os.kill(os.getpid(), signal.SIGABRT)", "was ended by SIGABRT"),
+        # The supervisor itself, which the kernel may choose as well: its end is told by the signal alone.
+        ("os.kill(os.getppid(), signal.SIGKILL)", "was ended by SIGKILL; the machine may be out of memory"),
+        ("sys.exit(255)", "failed (exit code 255)"),
+        ("sys.exit(0)", "ended by itself (exit code 0)"),
+    ],
+)
+def test_death_while_starting_says_how(tmp_path, code, how):
+    command = python(f"import os, signal, sys\nprint('up', flush=True)\n{code}")
+    with run_process(command, {}, tmp_path / "log") as server, pytest.raises(ServerError) as error:
         wait_ready(server, "http://127.0.0.1:9/health", 60, NoProgress())
+    assert str(error.value) == f"vLLM did not start: it {how}; the last 1 lines of {tmp_path / 'log'}:\n  up"
 
 
 def test_a_server_that_hangs_is_given_up_with_its_log(tmp_path):

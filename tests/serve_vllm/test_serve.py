@@ -98,7 +98,7 @@ def test_a_real_server_that_dies_is_shown_with_its_last_words(demo_folder):
     with pytest.raises(ServerError) as error, server.serve(demo_folder, NoProgress()):
         pass
     first, *lines = str(error.value).splitlines()
-    assert first.startswith("vLLM ended while starting (exit code 2); the last ")
+    assert first.startswith("vLLM did not start: it failed (exit code 2); the last ")
     assert len(lines) <= 30
     assert "unrecognized arguments: --no-such-flag" in "".join(lines)
 

@@ -14,7 +14,8 @@ from .jobs import Bench
 
 @pytest.fixture(scope="session")
 def small_model(tmp_path_factory):
-    return make_model(tmp_path_factory.mktemp("small") / "model")
+    # Four layers: only those between the first and the last both read hidden states and write them.
+    return make_model(tmp_path_factory.mktemp("small") / "model", pairs=2)
 
 
 @pytest.fixture

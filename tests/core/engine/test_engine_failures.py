@@ -10,10 +10,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from fourfold.artifact import ArtifactWriter
 from fourfold.checkpoint.index import TensorFolder
 from fourfold.engine.hidden import HiddenStates, host_memory
 from fourfold.engine.model import LayerwiseModel
-from fourfold.errors import CheckpointError, ConfigError, DeviceError, OutputError, QuantizationError
+from fourfold.errors import CheckpointError, ConfigError, DeviceError, OutputError, QuantizationError, StageError
 from fourfold.progress import NoProgress
 from fourfold.reference.options import ReferenceQuantizerOptions
 
@@ -40,17 +41,44 @@ class Stopping(NoProgress):
 
 
 def test_goes_on_at_the_last_finished_layer(small):
-    work = str(small.work / "work")
-    whole = small.quantize()
+    """In the middle: it reads what another run wrote, and removes what that had read."""
+    work, whole = small.work / "work", small.quantize()
     with pytest.raises(Interruption):
-        small.quantize(Stopping("calibrate layer 1"), stream=True, work=work)
-    again = Stopping()
-    resumed = small.quantize(again, stream=True, work=work)
-    assert [task for task in again.begun if task.startswith("calibrate")] == ["calibrate layer 1"]
-    assert again.notes == [f"{work}: going on at layer 1"]
+        small.quantize(Stopping("calibrate layer 2"), stream=True, work=str(work))
+    shutil.copytree(work / "hidden" / "layer-002", work / "hidden" / "layer-001")
+    again, states = Stopping(), []
+
+    class Watching(NoProgress):
+        def begin(self, task, *, total, unit):
+            again.begin(task, total=total, unit=unit)
+            states.append(sorted(folder.name for folder in (work / "hidden").glob("*")))
+
+        def note(self, text):
+            again.note(text)
+
+    resumed = small.quantize(Watching(), stream=True, work=str(work))
+    assert [task for task in again.begun if task.startswith("calibrate")] == ["calibrate layer 2", "calibrate layer 3"]
+    assert states[:2] == [["layer-002"], ["layer-003"]]
+    assert again.notes == [f"{work}: going on at layer 2"]
     assert differing(whole, resumed) == []
     assert whole.manifest.expert_token_counts == resumed.manifest.expert_token_counts
-    assert not (small.work / "work").exists()
+    assert not work.exists()
+
+
+def test_work_is_kept_until_the_artifact_is_whole(small, monkeypatch):
+    work = small.work / "work"
+
+    def full(self):
+        raise OutputError("the disk is full")
+
+    with monkeypatch.context() as patch, pytest.raises(OutputError, match="the disk is full"):
+        patch.setattr(ArtifactWriter, "_copy_kept", full)
+        small.quantize(stream=True, work=str(work))
+    again = Stopping()
+    resumed = small.quantize(again, stream=True, work=str(work))
+    assert [task for task in again.begun if task.startswith("calibrate")] == []
+    assert differing(small.quantize(), resumed) == []
+    assert not work.exists()
 
 
 def test_work_of_another_run_is_refused(small):
@@ -109,39 +137,72 @@ def test_a_second_run_over_the_same_work_is_refused(small):
     assert differing(small.quantize(), first) == []
 
 
-def test_full_disk_stops_and_goes_on(small):
-    """A limit on file size, as a full disk refuses."""
+@pytest.mark.parametrize(
+    ("layer", "message"),
+    [
+        (0, "work/hidden: the disk for hidden states is full in layer 0, batch 0; free some of it"),
+        (1, "work/hidden: the disk for hidden states is full in layer 1, batch 0; free some of it"),
+        (3, "work: the disk is full after layer 3; free some of it, and the same command goes on there"),
+    ],
+)
+def test_full_disk_stops_and_goes_on(small, layer, message):
+    """A limit on file size, as a full disk refuses: what the layer reads stays whole, what it wrote is gone."""
     work = small.work / "work"
+    with pytest.raises(Interruption):
+        small.quantize(Stopping(f"calibrate layer {layer}"), stream=True, work=str(work))
+    before = sorted(path.relative_to(work) for path in work.rglob("*.*"))
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
     try:
-        with pytest.raises(
-            OutputError, match="the disk for hidden states is full in layer 0, batch 0; free some of it"
-        ):
+        with pytest.raises(OutputError, match=message):
             small.quantize(stream=True, work=str(work))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert not list(work.rglob("*.bin"))
+    assert sorted(path.relative_to(work) for path in work.rglob("*.*")) == before
     assert differing(small.quantize(), small.quantize(stream=True, work=str(work))) == []
 
 
-@pytest.mark.parametrize("options", [{}, {"stream": True}], ids=["on the device", "streamed"])
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"stream": True}, {"stream": True, "host_memory_gib": 1.6e-5}, {"processes": 2}],
+    ids=["on the device", "streamed", "in passes", "two processes"],
+)
 def test_nan_names_layer_and_batch(small, options, tmp_path):
-    """A row of the embedding that only the last batch reads, and a norm that spoils all."""
-    model = shutil.copytree(small.model, tmp_path / "spoilt")
-    tensors = load_file(model / "model.safetensors")
-    name = "model.language_model.layers.1.post_feedforward_layernorm.weight"
-    save_file(tensors | {name: tensors[name] * torch.nan}, model / "model.safetensors", metadata={"format": "pt"})
-    small.model = model
-    with pytest.raises(QuantizationError, match="layer 1, batch 0: its output holds NaN or infinity"):
+    """A row of the embedding that only the last batch reads."""
+    rows = small.tokens.input_ids
+    (token, *_) = sorted(set(rows[6:].flatten().tolist()) - set(rows[:6].flatten().tolist()))
+    small.model = _spoilt(small.model, tmp_path / "spoilt", "model.language_model.embed_tokens.weight", token)
+    # Another process's error comes back as its text.
+    kind = StageError if "processes" in options else QuantizationError
+    with pytest.raises(kind, match="layer 0, batch 3: its output holds NaN or infinity"):
         small.quantize(**options)
+
+
+def test_nan_in_a_weight_names_its_matrix(small, tmp_path):
+    """In the lower half of a fused tensor: gate and up share a scale, and it is not the gate's."""
+    name = "model.language_model.layers.0.experts.gate_up_proj"
+    small.model = _spoilt(small.model, tmp_path / "spoilt", name, (1, 60, 3))
+    with pytest.raises(QuantizationError, match=r"layers\.0\.experts\.1\.up_proj: amax must be finite"):
+        small.quantize(recipe={"scheme": "W4A16"})
+
+
+def _spoilt(model, folder, name, place):
+    """A copy of ``model`` with NaN at a place of one tensor."""
+    copy = shutil.copytree(model, folder)
+    tensors = load_file(copy / "model.safetensors")
+    tensors[name][place] = torch.nan
+    save_file(tensors, copy / "model.safetensors", metadata={"format": "pt"})
+    return copy
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({}, r"all hidden states, 0\.00 GiB, stay there beside a layer of 0\.00 GiB; with --stream they wait in host"),
-        ({"stream": True}, r"ran out of memory: it held one layer of 0\.00 GiB and a batch; lower --batch-size"),
+        (
+            {},
+            r"all hidden states, 0\.00 GiB, are there beside up to 3 layers, 0\.00 GiB; with --stream they wait",
+        ),
+        ({"stream": True}, r"ran out of memory: it held up to 3 layers, 0\.00 GiB, and a batch; lower --batch-size"),
     ],
 )
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA"), RuntimeError("DefaultCPUAllocator: can't allocate")])
@@ -204,5 +265,5 @@ def test_one_layer_is_held(small, options):
                 seen.append((task, held))
 
     small.quantize(Watching(), **options)
-    assert seen == [("calibrate layer 0", [0]), ("calibrate layer 1", [1])]
+    assert seen == [(f"calibrate layer {layer}", [layer]) for layer in range(4)]
     assert len(TensorFolder(small.model).tensors) > 0

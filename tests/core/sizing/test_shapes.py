@@ -11,6 +11,7 @@ import torch
 
 from fourfold.checkpoint.index import TensorFolder
 from fourfold.config import TARGET_PRESETS, Recipe
+from fourfold.conformance.model import make_model
 from fourfold.demo import model_path
 from fourfold.errors import ModelError
 from fourfold.models.gemma4 import ModuleKind, read_gemma4
@@ -43,6 +44,15 @@ def test_the_demo_to_the_last_parameter_and_byte() -> None:
         targets = resolve_targets(gemma, Recipe.parse({"targets": preset}, where="recipe"))
         predicted = checkpoint_bytes(shape, lambda layer, kind, kept=KEPT[preset]: kind not in kept)
         assert predicted == pytest.approx(projected_bytes(source, targets), abs=32)
+
+
+def test_a_model_that_transformers_saved(tmp_path: Path) -> None:
+    """``per_layer_config`` says there what Google's files say in two numbers: heads of layers 1 and 3."""
+    source = TensorFolder(make_model(tmp_path / "model", pairs=2))
+    assert "global_head_dim" not in source.config["text_config"]
+    shape = read_shape(str(source.path))
+    assert shape.num_parameters == sum(entry.numel for entry in source)
+    assert [layer.key_width for layer in shape.layers] == [2 * 16, 1 * 32, 2 * 16, 1 * 32]
 
 
 def test_the_26b_against_transformers_own_model() -> None:

@@ -61,7 +61,7 @@ _HEAD = """# The fault catalogue
 
 Every fault here is planted in a good checkpoint and must be found by the rule that names its cause, in each layout it
 can occur in, with the source model and (where the last column says so) without it; rules that rightly find it too are
-listed with it in the tests, and any other finding fails them. Good checkpoints of both toolchains raise nothing.
+listed with it in the tests, and any other finding fails them. The good checkpoints themselves raise nothing.
 `python benchmarks/verify_faults.py` plants all of them and prints the figures; what no rule can see is told in
 [the verifier's page](verifier.md). This page is generated from the catalogue (`tests/core/verify`); a test checks it.
 

@@ -130,14 +130,14 @@ def _alone(progress: Progress) -> Iterator[None]:
         yield
 
 
-def environment_sha256(environment: Environment | None, implementation: str | None = None) -> str:
+def environment_sha256(environment: Environment | None, *implementations: str) -> str:
     """Hash of what runs there, so that nothing made by other packages or other code is taken for finished.
 
     The packages are the installed ones of this environment, or those of the other one's record; the code is Fourfold's
-    own, that of the environment's member, and of ``implementation`` (an entry's ``"module:Class"``).
+    own, that of the environment's member, and of ``implementations`` (entries' ``"module:Class"``).
     """
     modules = {"fourfold"} | ({environment.package.replace("-", "_")} if environment else set())
-    modules |= {implementation.partition(":")[0].partition(".")[0]} if implementation else set()
+    modules |= {implementation.partition(":")[0].partition(".")[0] for implementation in implementations}
     packages = _record_sha256(environment) if environment and not _is_here(environment) else None
     what = {"packages": packages or installed_sha256(), "code": code_sha256(tuple(sorted(modules)))}
     return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()

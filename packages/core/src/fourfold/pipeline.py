@@ -26,7 +26,7 @@ from fourfold.plugins import Registry, Role
 from fourfold.progress import Progress
 from fourfold.stages.process import run_in_process
 from fourfold.stages.request import QuantizeRequest, num_threads
-from fourfold.stages.store import StageStore
+from fourfold.stages.store import StageStore, identity_sha256
 from fourfold.stages.unverified import UnverifiedNote
 from fourfold.verify import VerifyReport, verify_checkpoint
 
@@ -106,7 +106,7 @@ class Pipeline:
     def run(self) -> tuple[QuantizeResult, VerifyReport]:
         """All stages; the verifier's report comes with the result, and its findings are the caller's to judge."""
         note = UnverifiedNote(self._store.folder, self._output)
-        written = note.exists and note.fits(self._identity())
+        written = note.exists and note.fits(self.identity())
         if not written:
             require_output(self._plan, self._output)
         artifact = Artifact(self.make_artifact())
@@ -164,9 +164,20 @@ class Pipeline:
         return self._stage("tokens", identity, work)
 
     def _quantize(self, source_files: dict[str, str], tokens: Path | None) -> Path:
+        python = ensure_environment(self._plan.quantizer.environment, self._progress)
+        request = self._request(source_files, tokens)
+        identity = self._quantize_identity(request)
+        request = request.model_copy(update={"stage_sha256": identity_sha256(identity)})
+        log = self._store.log("quantize", identity)
+
+        def work(folder: Path) -> None:
+            run_in_process(python, request.model_copy(update={"output": folder.absolute()}), log, self._progress)
+
+        return self._stage("quantize", identity, work)
+
+    def _request(self, source_files: dict[str, str], tokens: Path | None) -> QuantizeRequest:
         plan = self._plan
-        python = ensure_environment(plan.quantizer.environment, self._progress)
-        request = QuantizeRequest(
+        return QuantizeRequest(
             model_path=plan.model_path.absolute(),
             source_files=source_files,
             tokens_path=tokens.absolute() if tokens else None,
@@ -181,27 +192,26 @@ class Pipeline:
             threads=self._threads or num_threads(),
         )
 
-        identity = request.identity | {
-            "environment": environment_sha256(plan.quantizer.environment, plan.quantizer.implementation),
-            "quantizer": {"name": plan.quantizer.name, "options": plan.quantizer_options.recorded()},
+    def _quantize_identity(self, request: QuantizeRequest) -> dict[str, object]:
+        quantizer, unfuser = self._plan.quantizer, self._registry.get(Role.UNFUSER, self._plan.unfuser.name)
+        return request.identity | {
+            "environment": environment_sha256(quantizer.environment, quantizer.implementation, unfuser.implementation),
+            "quantizer": {"name": quantizer.name, "options": self._plan.quantizer_options.recorded()},
         }
-        log = self._store.log("quantize", identity)
 
-        def work(folder: Path) -> None:
-            run_in_process(python, request.model_copy(update={"output": folder.absolute()}), log, self._progress)
-
-        return self._stage("quantize", identity, work)
-
-    def _identity(self) -> dict[str, object]:
-        """All that decides the checkpoint, known before any stage is run."""
-        plan = self._plan
-        return {
-            "config": plan.config.model_dump(mode="json"),
-            "unfuser": plan.unfuser.model_dump(mode="json"),
-            "quantizer": plan.quantizer_options.recorded(),
-            "source_files": self._hashes(),
-            "calibration_file": _source_sha256(plan.config.calibration) if plan.needs_tokens else None,
-            "environment": environment_sha256(plan.quantizer.environment, plan.quantizer.implementation),
+    def identity(self) -> dict[str, object]:
+        """All that decides the checkpoint, in JSON terms, known before any stage is run: what tokens are made of stands
+        in for them.
+        """
+        layout, spec = self._plan.config.layout, self._plan.config.calibration
+        exporter = self._registry.get(Role.EXPORTER, layout)
+        needs_tokens = self._plan.needs_tokens
+        return self._quantize_identity(self._request(self._hashes(), None)) | {
+            "calibration": spec.model_dump(mode="json") if needs_tokens else None,
+            "calibration_file": _source_sha256(spec) if needs_tokens else None,
+            "layout": layout,
+            # Tokens are made here too, whatever environment the quantizer has.
+            "here": environment_sha256(None, exporter.implementation),
         }
 
     def _export(self, artifact: Artifact, note: UnverifiedNote) -> None:
@@ -213,7 +223,7 @@ class Pipeline:
             with atomic_folder(self._output) as partial:
                 exporter.export(artifact, partial, self._progress)
                 write_checkpoint_manifest(artifact, layout, partial)
-                note.write(self._identity(), partial)
+                note.write(self.identity(), partial)
 
         self._timed("export", work)
 

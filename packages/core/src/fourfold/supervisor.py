@@ -4,7 +4,7 @@ A stage and a server are several processes each (torchrun's workers, in sessions
 of them may outlive the others or whoever started them. The supervisor, a small process that runs this file, starts the
 command, and ends all that descends from it when the command ends, or when a pipe closes because its other end is gone:
 closed by whoever stops the command, or with the process that held it, however that died (kill -9 included, where
-nothing else gets a chance to act). Its exit code is the command's; a signal's number adds 128.
+nothing else gets a chance to act). Its exit code is the command's; a signal's number adds 128 (:func:`how_ended`).
 
 Standard library alone, one thread beside the main one, started after the only fork.
 """
@@ -60,6 +60,17 @@ def supervised(
         finally:
             lifeline.close()  # which tells the supervisor to end everything
             _wait_gone(head)
+
+
+def how_ended(code: int) -> str:
+    """What the exit ``code`` of a supervisor says of its command, as the end of a sentence: "failed (exit code 1)"."""
+    # As a shell tells of a signal, and so the supervisor; negative where the supervisor itself was ended by one.
+    number = -code if code < 0 else code - 128
+    if number in signal.valid_signals():
+        # Real-time signals but the first and the last have no name.
+        name = next((known.name for known in signal.Signals if known == number), f"signal {number}")
+        return f"was ended by {name}" + ("; the machine may be out of memory" if number == signal.SIGKILL else "")
+    return f"failed (exit code {code})" if code else "ended by itself (exit code 0)"
 
 
 def _wait_gone(head: subprocess.Popen[bytes]) -> None:

@@ -6,6 +6,7 @@ import hashlib
 import importlib.metadata
 import importlib.util
 import platform
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
@@ -35,13 +36,23 @@ def code_sha256(modules: tuple[str, ...]) -> str:
     """Hash of the Python sources of top-level ``modules``, without those parts that only show results."""
     digest = hashlib.sha256()
     for module in modules:
-        spec = importlib.util.find_spec(module)
-        for root in map(Path, spec.submodule_search_locations or ()) if spec else ():
-            for path in sorted(root.rglob("*.py")):
-                name = path.relative_to(root)
-                if name.parts[0] not in _SHOWING:
-                    digest.update(f"{module}/{name.as_posix()}\0".encode() + path.read_bytes() + b"\0")
+        for name, path in _sources(module):
+            digest.update(f"{module}/{name}\0".encode() + path.read_bytes() + b"\0")
     return digest.hexdigest()
+
+
+def _sources(module: str) -> Iterator[tuple[str, Path]]:
+    """A package's files by their place in it, or the one file of a module."""
+    spec = importlib.util.find_spec(module)
+    if spec is None:
+        return
+    if spec.submodule_search_locations is None and spec.origin:
+        yield "", Path(spec.origin)
+    for root in map(Path, spec.submodule_search_locations or ()):
+        for path in sorted(root.rglob("*.py")):
+            name = path.relative_to(root)
+            if name.parts[0] not in _SHOWING:
+                yield name.as_posix(), path
 
 
 @cache

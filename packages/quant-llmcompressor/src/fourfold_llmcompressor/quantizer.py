@@ -4,7 +4,6 @@ module.
 
 from __future__ import annotations
 
-from collections import defaultdict
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -103,16 +102,6 @@ def check_job(job: QuantizeJob, options: LlmcompressorOptions) -> None:
             f"recipe: {options.algorithm} scales up_proj against down_proj, and no such pair is a target; "
             "include both, or choose another algorithm"
         )
-    groups = defaultdict(set)
-    for module in job.gemma.linears.values():
-        groups[module.scale_group].add(str(module.name))
-    targets = {str(module.name) for module in job.targets}
-    for group, names in groups.items():
-        if 0 < len(names & targets) < len(names):
-            raise ConfigError(
-                f"recipe: {group} shares one scale, but only a part of it is to be quantized; include "
-                f"{', '.join(sorted(names - targets))}, or exclude the whole group"
-            )
 
 
 def _input_divisors(model: nn.Module, job: QuantizeJob) -> dict[str, torch.Tensor]:

@@ -17,8 +17,8 @@ import torch
 from modelopt.torch.quantization.nn import TensorQuantizer
 from torch import nn
 
-from fourfold.errors import ConfigError, QuantizationError
-from fourfold.models.gemma4 import LinearModule, ModuleName
+from fourfold.errors import QuantizationError
+from fourfold.models.gemma4 import LinearModule
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,20 +73,6 @@ def _find_fused(experts: Any, target: LinearModule) -> QuantizedLinear:
         width = target.shape[0]
         rows = slice(0, width) if target.projection == "gate_proj" else slice(width, 2 * width)
     return QuantizedLinear(target, experts, quantizers[target.expert], inputs, rows, fused=True)
-
-
-def require_whole_pairs(targets: Iterable[LinearModule]) -> None:
-    """Gate and up of a fused expert share a quantizer; :class:`ConfigError` for one that is a target alone."""
-    pairs: dict[str, list[ModuleName]] = {}
-    for target in targets:
-        if target.expert is not None and target.projection != "down_proj":
-            pairs.setdefault(target.scale_group, []).append(target.name)
-    for names in pairs.values():
-        if len(names) == 1:
-            raise ConfigError(
-                f"{names[0]} is to be quantized without its partner; --unfuser modelopt quantizes gate and up of an "
-                "expert together: change the patterns, or use --unfuser reference"
-            )
 
 
 def enable(linears: Iterable[QuantizedLinear], weight: Mapping[str, Any], inputs: Mapping[str, Any] | None) -> None:

@@ -14,7 +14,7 @@ from fourfold_modelopt import algorithms, cpu_backend
 from fourfold_modelopt.coverage import apply_rare_rule, record_weights_without_inputs
 from fourfold_modelopt.groups import share_scales
 from fourfold_modelopt.harvest import attention_modules, write_kv_scales, write_weights
-from fourfold_modelopt.linears import QuantizedLinear, enable, find_linears, require_whole_pairs
+from fourfold_modelopt.linears import QuantizedLinear, enable, find_linears
 from fourfold_modelopt.loading import load_model
 from fourfold_modelopt.options import ModelOptOptions
 from fourfold_modelopt.passes import CalibrationPasses
@@ -75,8 +75,6 @@ class ModelOptQuantizer(Quantizer[ModelOptOptions]):
         """Everything that can be refused before the model is loaded."""
         self.options.check(job.recipe, job.device)
         self.options.check_unfuser(job.unfuser_name)
-        if job.unfuser_name == "modelopt":
-            require_whole_pairs(job.targets)
         if job.tokens is None and (self.options.needs_tokens or job.recipe.kv_cache is KVCache.FP8):
             what = f"algorithm {self.options.algorithm}" if self.options.needs_tokens else "an FP8 KV cache"
             raise ConfigError(f"{what} needs calibration tokens, and this job has none")

@@ -16,6 +16,7 @@ from typing import Any
 from fourfold.checkpoint.index import CONFIG_FILE
 from fourfold.checkpoint.untrusted import read_json
 from fourfold.errors import CheckpointError
+from fourfold.models.gemma4_config import FULL_ATTENTION, attention_heads
 from fourfold_vllm.shards import stored_bytes
 
 #: Tokens a KV block holds; vLLM's default on CUDA.
@@ -128,7 +129,9 @@ def _weight_only(quantization: Mapping[str, Any], algorithm: str) -> bool:
 def _kv_layers(text: Mapping[str, Any]) -> tuple[KvLayer, ...]:
     kinds: list[str] = text["layer_types"]
     own = kinds[: len(kinds) - int(text.get("num_kv_shared_layers") or 0)]
-    sliding = KvLayer(int(text["num_key_value_heads"]), int(text["head_dim"]), int(text["sliding_window"]))
-    heads = text.get("num_global_key_value_heads") if text.get("attention_k_eq_v") else None
-    full = KvLayer(int(heads or sliding.heads), int(text.get("global_head_dim") or sliding.head_dim), None)
-    return tuple(sliding if kind == "sliding_attention" else full for kind in own)
+
+    def layer(index: int, kind: str) -> KvLayer:
+        head_dim, heads = attention_heads(text, index)
+        return KvLayer(heads, head_dim, None if kind == FULL_ATTENTION else int(text["sliding_window"]))
+
+    return tuple(layer(index, kind) for index, kind in enumerate(own))

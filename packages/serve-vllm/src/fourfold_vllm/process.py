@@ -15,7 +15,7 @@ from pathlib import Path
 
 from fourfold.errors import ServerError
 from fourfold.progress import Progress
-from fourfold.supervisor import supervised
+from fourfold.supervisor import how_ended, supervised
 
 TAIL_LINES = 30
 _POLL_S = 1.0
@@ -78,7 +78,7 @@ def wait_ready(server: ServerProcess, health_url: str, timeout_s: float, progres
             for text in _new_stages(stream.read(), seen):
                 progress.begin(text, total=None, unit="step")
             if (code := server.head.poll()) is not None:
-                raise ServerError(f"vLLM ended while starting ({_how(code)}){tail(server.log)}")
+                raise ServerError(f"vLLM did not start: it {how_ended(code)}{tail(server.log)}")
             if _healthy(health_url):
                 return
             if time.monotonic() > deadline:
@@ -106,14 +106,6 @@ def _healthy(url: str) -> bool:
             return bool(answer.status == 200)
     except (urllib.error.URLError, OSError):
         return False
-
-
-def _how(code: int) -> str:
-    if code > 128:
-        number = code - 128
-        hint = "; the machine may be out of memory" if number == 9 else ""
-        return f"signal {number}{hint}"
-    return f"exit code {code}"
 
 
 def tail(log: Path) -> str:

@@ -12,6 +12,8 @@ from pathlib import Path
 
 from fourfold.errors import OutputError
 
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
+
 
 def require_free(destination: Path) -> None:
     """Raise :class:`OutputError` unless ``destination`` is absent or an empty folder."""
@@ -103,6 +105,11 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
+def is_full_disk(error: OSError) -> bool:
+    """Whether the system has no room for what was to be written: no space, or a limit on a file's size."""
+    return error.errno in (*_NO_SPACE, errno.EFBIG)
+
+
 def explain_os_error(error: OSError, destination: Path) -> OutputError:
     """The :class:`OutputError` that tells what the operating system refused, and where.
 
@@ -110,7 +117,7 @@ def explain_os_error(error: OSError, destination: Path) -> OutputError:
     started. Such a place is named instead.
     """
     elsewhere = _elsewhere(error, destination)
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+    if error.errno in _NO_SPACE:
         return OutputError(f"{elsewhere or destination}: the disk is full; nothing was left half-written")
     if elsewhere is not None:
         return OutputError(

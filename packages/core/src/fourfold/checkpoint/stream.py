@@ -82,7 +82,8 @@ class ShardWriter:
         digests = [digest.result() for digest in self._digests]
         self._hashing.shutdown()
         files = self._name_shards()
-        self.digests = dict(zip(files, digests, strict=False))
+        if self._digest is not None:
+            self.digests = dict(zip(files, digests, strict=True))
         return files
 
     def _name_shards(self) -> tuple[str, ...]:

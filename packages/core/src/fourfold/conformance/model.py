@@ -1,6 +1,7 @@
 """A small random Gemma 4 mixture-of-experts, and tokens for it. Nothing is fetched.
 
-Two layers (sliding, then full attention with K reused as V), 8 experts, top 2, a vision tower; 1 MB.
+Two layers (sliding, then full attention with K reused as V), or more pairs of them; 8 experts, top 2, a vision tower;
+1 MB.
 """
 
 from __future__ import annotations
@@ -19,10 +20,10 @@ NUM_EXPERTS = 8
 _ROWS, _LENGTH = 8, 32
 
 _TEXT = {
-    "vocab_size": VOCABULARY, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2,
+    "vocab_size": VOCABULARY, "hidden_size": 64, "intermediate_size": 96,
     "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16, "global_head_dim": 32,
     "num_global_key_value_heads": 1, "attention_k_eq_v": True, "enable_moe_block": True, "num_experts": NUM_EXPERTS,
-    "top_k_experts": 2, "moe_intermediate_size": 48, "layer_types": ["sliding_attention", "full_attention"],
+    "top_k_experts": 2, "moe_intermediate_size": 48,
     "sliding_window": 32, "final_logit_softcapping": 30.0, "hidden_size_per_layer_input": 0,
     "vocab_size_per_layer_input": VOCABULARY, "num_kv_shared_layers": 0, "max_position_embeddings": 256,
     "use_bidirectional_attention": "vision", "dtype": "bfloat16",
@@ -41,12 +42,17 @@ _SIDE_FILES = {
 }
 
 
-def make_model(folder: Path) -> Path:
-    """Write the model with its side files into ``folder`` and return it; the same weights every time."""
+def make_model(folder: Path, pairs: int = 1) -> Path:
+    """Write the model, of ``pairs`` of layers, with its side files into ``folder`` and return it.
+
+    The same weights every time.
+    """
     import torch
     from transformers import Gemma4Config, Gemma4ForConditionalGeneration
 
-    config = Gemma4Config(text_config=_TEXT, vision_config=_VISION, audio_config=None, dtype="bfloat16")
+    layer_types = ["sliding_attention", "full_attention"] * pairs
+    sized = _TEXT | {"layer_types": layer_types, "num_hidden_layers": len(layer_types)}
+    config = Gemma4Config(text_config=sized, vision_config=_VISION, audio_config=None, dtype="bfloat16")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = Gemma4ForConditionalGeneration(config).to(torch.bfloat16)

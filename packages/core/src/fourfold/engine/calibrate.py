@@ -59,11 +59,12 @@ class Calibration:
         batches: Sequence[Batch],
         progress: Progress,
         moments: MomentKind | None = None,
-        first_batch: int = 0,
+        numbers: Sequence[int] | None = None,
     ) -> None:
-        """``first_batch`` is the number by which an error calls the first of ``batches``."""
+        """``numbers`` are those by which an error calls ``batches``, where these are a part of all."""
         self._model, self._gemma, self._batches = model, gemma, batches
-        self._progress, self._moments, self._first_batch = progress, moments, first_batch
+        self._progress, self._moments = progress, moments
+        self._numbers = range(len(batches)) if numbers is None else numbers
 
     def layers(self, lane: Lane | None = None, first_layer: int = 0) -> Iterator[ObservedLayer]:
         """Every layer from ``first_layer`` on, as soon as all batches went through it.
@@ -120,7 +121,7 @@ class Calibration:
                     lane.put(number, result)
                 self._progress.advance()
             lane.finish()
-        _require_finite(torch.stack(finite), lambda number: (index, self._first_batch + number))
+        _require_finite(torch.stack(finite), lambda place: (index, self._numbers[place]))
         return observer
 
     def _step(self, index: int, batch: Batch, states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -180,9 +181,9 @@ def _is_finite(states: torch.Tensor) -> torch.Tensor:
     return low.isfinite() & high.isfinite()
 
 
-def _require_finite(finite: torch.Tensor, place: Callable[[int], tuple[int, int]]) -> None:
+def _require_finite(finite: torch.Tensor, named: Callable[[int], tuple[int, int]]) -> None:
     if not bool(finite.all()):
-        layer, batch = place(int((~finite).int().argmax()))
+        layer, batch = named(int((~finite).int().argmax()))
         raise QuantizationError(
             f"layer {layer}, batch {batch}: its output holds NaN or infinity; look at that layer's weights in the "
             "source, or at the batch's tokens"

@@ -118,7 +118,8 @@ def calibrate(request: Request, rank: int, world: int, device: torch.device) -> 
     model = LayerwiseModel(
         request.model_path, reader, tuple(source.tensors), str(device), request.attention, fuse=request.fuse
     )
-    calibration = Calibration(model, gemma, batches[rank::world], NoProgress())
+    own = range(rank, len(batches), world)
+    calibration = Calibration(model, gemma, [batches[number] for number in own], NoProgress(), numbers=own)
     merged: dict[str, torch.Tensor] = {}
     for layer in calibration.layers():
         for name, tensor in layer.observations.tensors().items():

@@ -6,7 +6,6 @@ two stand in folders of their own, so a run that ends in the middle of a layer f
 
 from __future__ import annotations
 
-import errno
 import os
 import shutil
 from collections import deque
@@ -17,10 +16,10 @@ from pathlib import Path
 
 import torch
 
+from fourfold.checkpoint.atomic import is_full_disk
 from fourfold.checkpoint.dtypes import host_bytes
 from fourfold.errors import CheckpointError, OutputError
 
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _BEGIN_ANEW = "remove the folder of the run's work to begin anew"
 #: Page-locked memory is given out in powers of two; states are cut out of pieces of this size.
 _PINNED_PIECE = 2**30
@@ -122,6 +121,7 @@ class HiddenStates:
         self._host = self._new_memory()
         self._memory: dict[int, torch.Tensor] = {}
         self._shapes: dict[int, tuple[tuple[int, ...], torch.dtype]] = {}
+        self._refused: OutputError | None = None
 
     def _path(self, layer: int, batch: int) -> Path:
         return self._folder / f"layer-{layer:03d}" / f"{batch:06d}.bin"
@@ -133,6 +133,12 @@ class HiddenStates:
         self._host = self._new_memory()
         if batches:
             self._host.reserve(nbytes, batches)
+
+    def remove_others(self) -> None:
+        """What a run that ended in the middle of a layer left on disk, but for what is to be read."""
+        for folder in self._folder.glob("layer-*"):
+            if folder != self._path(self._layer, 0).parent:
+                shutil.rmtree(folder)
 
     def wait_for_memory(self) -> None:
         """Until what was asked for is there."""
@@ -181,6 +187,9 @@ class HiddenStates:
         return self._staging.copy_(states)
 
     def _spill(self, batch: int, states: torch.Tensor) -> None:
+        if self._refused is not None:
+            # Others of the layer were on their way when its folder was removed.
+            raise self._refused
         path = self._path(self._layer + 1, batch)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -190,12 +199,13 @@ class HiddenStates:
                     done += file.write(view[done:])
         except OSError as error:
             shutil.rmtree(path.parent, ignore_errors=True)
-            if error.errno not in _FULL:
+            if not is_full_disk(error):
                 raise
-            raise OutputError(
+            self._refused = OutputError(
                 f"{self._folder}: the disk for hidden states is full in layer {self._layer}, batch {batch}; free some "
                 "of it, or name a folder elsewhere with --option work=DIR; a run with that option goes on at this layer"
-            ) from None
+            )
+            raise self._refused from None
 
     def sync(self) -> None:
         """Force what was written to disk, where somebody may go on from it."""

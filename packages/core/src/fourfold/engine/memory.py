@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from fourfold.engine.model import LayerwiseModel
 
 _GIB = 2**30
+#: The one that is calibrated, the next, which is read meanwhile, and the last, which is packed.
+_LAYERS_AT_ONCE = 3
 #: What torch says where the CPU has no memory left; it has no type of its own.
 _CPU_ALLOCATOR = "DefaultCPUAllocator"
 
@@ -36,12 +38,12 @@ def explain_out_of_memory(model: LayerwiseModel, states_bytes: int) -> Iterator[
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
-        layer, states = model.largest_layer_bytes() / _GIB, states_bytes / _GIB
+        layers, states = _LAYERS_AT_ONCE * model.largest_layer_bytes() / _GIB, states_bytes / _GIB
+        held = f"up to {_LAYERS_AT_ONCE} layers, {layers:.2f} GiB"
         if states_bytes:
             advice = (
-                f"all hidden states, {states:.2f} GiB, stay there beside a layer of {layer:.2f} GiB; with --stream "
-                "they wait in host memory"
+                f"all hidden states, {states:.2f} GiB, are there beside {held}; with --stream they wait in host memory"
             )
         else:
-            advice = f"it held one layer of {layer:.2f} GiB and a batch; lower --batch-size"
+            advice = f"it held {held}, and a batch; lower --batch-size"
         raise DeviceError(f"device {model.device} ran out of memory: {advice}") from error

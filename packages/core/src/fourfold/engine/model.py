@@ -21,6 +21,7 @@ from fourfold.engine.streams import OwnStream, Purpose
 from fourfold.engine.upload import Uploader
 from fourfold.errors import ModelError
 from fourfold.models.gemma4 import layer_of
+from fourfold.models.gemma4_config import layer_overrides
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -220,8 +221,11 @@ class LayerwiseModel:
 def _small_config(raw: Mapping[str, Any], kind: Any, layer_types: tuple[str, ...], *, media: bool) -> Any:
     """``config.json`` with one layer a type and next to nothing in it; a config derives from layers as it is made."""
     types = list(dict.fromkeys(layer_types))
+    text = raw.get("text_config", raw)
+    overrides = {str(new): layer_overrides(text, layer_types.index(one)) for new, one in enumerate(types)}
     small = {"layer_types": types, "num_hidden_layers": len(types), "num_experts": 1, "top_k_experts": 1}
     small |= {"moe_intermediate_size": 16, "intermediate_size": 16}
+    small |= {"per_layer_config": overrides} if text.get("per_layer_config") is not None else {}
     if "text_config" not in raw:
         return kind.from_dict({**raw, **small})
     without = {} if media else dict.fromkeys(("vision_config", "audio_config"))

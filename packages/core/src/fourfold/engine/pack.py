@@ -89,15 +89,16 @@ class Packer:
 
     def _global_scales(self, batch: list[Group], weights: list[torch.Tensor]) -> torch.Tensor:
         """float32 [N]: one a group."""
-        amaxes = torch.stack([_amax(weight) for weight in weights]).amax(dim=0)
+        members = torch.stack([_amax(weight) for weight in weights])
+        amaxes = members.amax(dim=0)
         try:
             if self.algorithm == "four-over-six":
                 amaxes = amaxes * (6.0 * 448.0 / FOUR_OVER_SIX_DIVISOR)
             return global_scale_from_amax(amaxes, BlockScalePolicy.MODELOPT)
         except ValueError as error:
-            finite = amaxes.isfinite()
-            worst = int(amaxes.argmin() if bool(finite.all()) else (~finite).int().argmax())
-            raise QuantizationError(f"{batch[worst][0].name}: {error}") from None
+            spoilt = (~members.isfinite()).nonzero()
+            member, group = spoilt[0].tolist() if len(spoilt) else (0, int(amaxes.argmin()))
+            raise QuantizationError(f"{batch[group][member].name}: {error}") from None
 
     def _round(
         self,

@@ -16,18 +16,16 @@ import torch
 from fourfold.engine.calibrate import Batch, ObservedLayer
 from fourfold.engine.observations import merged
 
-#: Calibrates on batches, of which the first has the number that is given too.
-Pass = Callable[[Sequence[Batch], int], Iterator[ObservedLayer]]
+#: Calibrates on the batches of these numbers.
+Pass = Callable[[range], Iterator[ObservedLayer]]
 
 
-def in_passes(calibrate: Pass, batches: Sequence[Batch], at_once: int) -> Iterator[ObservedLayer]:
-    """Every layer, in the last pass; ``at_once`` is the largest number of batches a pass may have."""
-    size = ceil(len(batches) / ceil(len(batches) / at_once))
-    starts = range(0, len(batches), size)
-    earlier = [
-        [layer.observations for layer in calibrate(batches[start : start + size], start)] for start in starts[:-1]
-    ]
-    for layer in calibrate(batches[starts[-1] :], starts[-1]):
+def in_passes(calibrate: Pass, batches: int, at_once: int) -> Iterator[ObservedLayer]:
+    """Every layer, in the last pass; ``at_once`` is the largest number of ``batches`` a pass may have."""
+    size = ceil(batches / ceil(batches / at_once))
+    shares = [range(start, min(start + size, batches)) for start in range(0, batches, size)]
+    earlier = [[layer.observations for layer in calibrate(share)] for share in shares[:-1]]
+    for layer in calibrate(shares[-1]):
         seen = [found[layer.index] for found in earlier]
         yield replace(layer, observations=merged([*seen, layer.observations]))
 

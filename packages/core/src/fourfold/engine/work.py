@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import torch
 
+from fourfold.checkpoint.atomic import is_full_disk
 from fourfold.checkpoint.index import read_json
 from fourfold.errors import CheckpointError, OutputError
 from fourfold.manifest import Fallback
@@ -51,7 +52,7 @@ class PackedLayer:
             artifact.record_fallback(fallback.module, fallback.rule, fallback.detail)
 
     def save(self, path: Path) -> None:
-        """Write a file that appears whole."""
+        """Write a file that appears whole; :class:`OutputError` for a full disk."""
         from safetensors.torch import save
 
         tensors: dict[str, torch.Tensor] = {}
@@ -64,12 +65,20 @@ class PackedLayer:
         partial = path.with_suffix(".partial")
         # Members of a scale group share one scalar; a file holds none of them by reference. Not save_file: what the
         # system refuses (a full disk) would be no OSError there.
-        partial.write_bytes(save({name: t.clone() for name, t in tensors.items()}, metadata={"fallbacks": record}))
-        descriptor = os.open(partial, os.O_RDONLY)
+        data = save({name: t.clone() for name, t in tensors.items()}, metadata={"fallbacks": record})
         try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+            with partial.open("wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            partial.unlink(missing_ok=True)
+            if not is_full_disk(error):
+                raise
+            raise OutputError(
+                f"{path.parent}: the disk is full after layer {self.index}; free some of it, and the same command goes "
+                "on there"
+            ) from None
         partial.rename(path)
 
     @classmethod
@@ -123,8 +132,8 @@ class WorkFolder:
             self._held.flush()
         elif read_json(record) != identity:
             raise OutputError(
-                f"{self.path}: holds the work of another run (other model, tokens or options); remove it, or name "
-                "another folder with --option work=DIR"
+                f"{self.path}: holds the work of another run (other model, tokens, options, code or packages); remove it, "
+                "or name another folder with --option work=DIR"
             )
 
     def __enter__(self) -> Self:
@@ -156,7 +165,9 @@ class WorkFolder:
 
 
 def identity_of(job: QuantizeJob, options: Mapping[str, Any]) -> dict[str, Any]:
-    """What decides a run's layers: the source's files by size and time, tokens, recipe, options."""
+    """What decides a run's layers: the source's files by size and time, tokens, recipe, options, and the stage's own
+    identity, which alone knows code, packages and threads.
+    """
     files = sorted({entry.file for entry in job.source.tensors.values()})
     stats = {name: (job.source.path / name).stat() for name in files}
     config = (job.source.path / "config.json").read_bytes()
@@ -170,4 +181,5 @@ def identity_of(job: QuantizeJob, options: Mapping[str, Any]) -> dict[str, Any]:
         "batch_size": job.batch_size,
         "device": job.device,
         "seed": job.seed,
+        "stage": job.stage_sha256,
     }

@@ -100,7 +100,8 @@ class QuantizeJob:
 
     ``targets`` are the modules to quantize, patterns already resolved, in layer order. ``tokens`` is None
     when neither scheme nor algorithm reads activations. ``device`` is ``cpu``, ``cuda``, ``cuda:N`` or ``auto``
-    (spread over all GPUs).
+    (spread over all GPUs). ``stage_sha256`` is the hash of all that decides the result, code and packages among it,
+    so that work kept for another run is known as such; None in a job made by hand.
     """
 
     model_path: Path
@@ -114,6 +115,7 @@ class QuantizeJob:
     unfuser: Unfuser[Any]
     device: str
     seed: int
+    stage_sha256: str | None = None
 
 
 class Quantizer(ABC, Generic[OptionsT]):

@@ -35,7 +35,7 @@ class ReferenceQuantizerOptions(QuantizerOptions):
     """
 
     algorithm: Literal["max", "mse", "four-over-six", "local-hessian", "gptq"] = "max"
-    #: Hidden states of all batches wait in host memory or on disk, instead of on the device.
+    #: Hidden states of all batches wait off the device: in host memory, in several passes where that is too little.
     stream: bool = False
     #: Folder of another W4A4 artifact or checkpoint whose input scales are taken; nothing is calibrated then.
     input_scales: str | None = None
@@ -43,11 +43,12 @@ class ReferenceQuantizerOptions(QuantizerOptions):
     expert_inputs: Literal["expert", "layer"] = "expert"
     #: Transformers' attention while calibrating; ``auto`` is eager on a CPU, as ModelOpt's backend has it, else sdpa.
     attention: Literal["auto", "eager", "sdpa"] = "auto"
-    #: Compile the norms while calibrating: faster on a GPU, and the last bit of an amax may differ.
+    #: Compile norms and the elementwise part of experts: faster on a GPU, and the last bit of an amax may differ.
     fuse: bool = False
     #: Folder where a streamed run keeps finished layers and hidden states, to go on from when it was interrupted.
     work: str | None = None
-    #: Host memory for hidden states; what is over it goes to disk. With ``work`` all of them do.
+    #: Host memory for hidden states. What is over it waits for another pass over the layers; on disk with the two
+    #: algorithms that read inputs, and all of it with ``work``.
     host_memory_gib: float = Field(default=16.0, ge=0)
     #: Processes that share the calibration batches; with ``--device auto`` one a GPU.
     processes: int = Field(default=1, ge=1)
@@ -92,10 +93,11 @@ class ReferenceQuantizerOptions(QuantizerOptions):
             raise ConfigError(f"quantizer.input_scales: {self.input_scales} is no folder of a checkpoint or artifact")
         if self.needs_tokens and self.input_scales is not None:
             raise ConfigError(f"algorithm {self.algorithm} calibrates anyway; leave quantizer.input_scales out")
-        if self.gptq_sweeps and self.algorithm != "gptq":
-            raise ConfigError(
-                f"quantizer.gptq_sweeps: algorithm {self.algorithm} has none; leave it out, or say --algorithm gptq"
-            )
+        for option in ("gptq_sweeps", "gptq_damping"):
+            if getattr(self, option) != type(self).model_fields[option].default and self.algorithm != "gptq":
+                raise ConfigError(
+                    f"quantizer.{option}: algorithm {self.algorithm} has none; leave it out, or say --algorithm gptq"
+                )
         if self.work is not None and not (self.stream and self.reads_tokens(recipe)):
             raise ConfigError("quantizer.work: only a streamed calibration leaves work to go on from; add --stream")
         if several and self.stream:

@@ -86,14 +86,15 @@ class ReferenceQuantizer(Quantizer[ReferenceQuantizerOptions]):
         from fourfold.engine.work import PackedLayer, WorkFolder, identity_of
 
         if self.options.work is None:
-            with tempfile.TemporaryDirectory(prefix="hidden-", dir=artifact.folder.parent) as spill:
+            # Inside the artifact, and gone before it is: with it goes what an interrupted run leaves.
+            with tempfile.TemporaryDirectory(prefix="hidden-", dir=artifact.folder) as spill:
                 self._give(job, self._streamed_layers(job, reader, Path(spill), progress), artifact)
             return
         with WorkFolder(Path(self.options.work), identity_of(job, self.options.recorded())) as work:
             self._go_on(job, reader, work, progress)
             for index in range(job.gemma.num_layers):
                 PackedLayer.load(work.layer(index), index, _targets(job, index)).give(artifact)
-            work.remove()
+        artifact.when_finished(work.remove)
 
     def _streamed_layers(
         self, job: QuantizeJob, reader: TensorReader, spill: Path, progress: Progress
@@ -114,12 +115,12 @@ class ReferenceQuantizer(Quantizer[ReferenceQuantizerOptions]):
         if not self.options.needs_tokens:
             at_once = host_memory(room, pinned=pinned).capacity(size)
 
-        def calibrate(share: Sequence[Batch], first_batch: int) -> Iterator[ObservedLayer]:
-            states.begin_anew(size, len(share))
-            calibration = self._calibration(job, model, share, progress, first_batch)
-            return calibration.layers(StreamLane(states, device))
+        def calibrate(numbers: range) -> Iterator[ObservedLayer]:
+            states.begin_anew(size, len(numbers))
+            share = [batches[number] for number in numbers]
+            return self._calibration(job, model, share, progress, numbers).layers(StreamLane(states, device))
 
-        yield from in_passes(calibrate, batches, at_once or len(batches))
+        yield from in_passes(calibrate, len(batches), at_once or len(batches))
 
     def _give(self, job: QuantizeJob, layers: Iterable[ObservedLayer], artifact: ArtifactWriter) -> None:
         """Pack a layer while the next one is calibrated, and write it while the next one is packed."""
@@ -155,6 +156,7 @@ class ReferenceQuantizer(Quantizer[ReferenceQuantizerOptions]):
         calibration = self._calibration(job, self._model(job, reader), batches, progress)
         if first:
             progress.note(f"{work.path}: going on at layer {first}")
+            states.remove_others()
             calibration.expect(states)
         for layer in calibration.layers(StreamLane(states, _device(job)), first):
             self._packed(job, layer).save(work.layer(layer.index))
@@ -191,13 +193,13 @@ class ReferenceQuantizer(Quantizer[ReferenceQuantizerOptions]):
         model: LayerwiseModel,
         batches: Sequence[Batch],
         progress: Progress,
-        first_batch: int = 0,
+        numbers: range | None = None,
     ) -> Calibration:
         from fourfold.engine.calibrate import Calibration
         from fourfold.engine.moments import MomentKind
 
         kinds = {"local-hessian": MomentKind.BLOCKS, "gptq": MomentKind.FULL}
-        return Calibration(model, job.gemma, batches, progress, kinds.get(self.options.algorithm), first_batch)
+        return Calibration(model, job.gemma, batches, progress, kinds.get(self.options.algorithm), numbers)
 
     def _model(self, job: QuantizeJob, reader: TensorReader) -> LayerwiseModel:
         from fourfold.engine.model import LayerwiseModel

@@ -19,11 +19,11 @@ from typing import Any
 from fourfold.checkpoint.index import CONFIG_FILE, read_json
 from fourfold.errors import ModelError
 from fourfold.models.gemma4 import ModuleKind
+from fourfold.models.gemma4_config import FULL_ATTENTION, attention_heads
 
 #: Names under which the published model's facts, which are in this package, are asked for.
 PUBLISHED = ("gemma4-26b-a4b", "google/gemma-4-26B-A4B-it")
 _COLOUR_CHANNELS = 3
-_FULL = "full_attention"
 
 
 @dataclass(frozen=True)
@@ -146,14 +146,11 @@ def _shape(name: str, config: Mapping[str, Any], text: Mapping[str, Any]) -> Mod
 
 
 def _layer(text: Mapping[str, Any], index: int) -> LayerShape:
-    full = text["layer_types"][index] == _FULL
+    full = text["layer_types"][index] == FULL_ATTENTION
     hidden, dense, width = text["hidden_size"], text["intermediate_size"], text["moe_intermediate_size"]
     experts, active = text["num_experts"], text["top_k_experts"]
-    head_dim = text.get("global_head_dim", 512) if full else text["head_dim"]
+    head_dim, key_heads = attention_heads(text, index)
     alternative = full and text.get("attention_k_eq_v", False)
-    key_heads = text["num_key_value_heads"]
-    if alternative and text.get("num_global_key_value_heads"):
-        key_heads = text["num_global_key_value_heads"]
     queries, keys = text["num_attention_heads"] * head_dim, key_heads * head_dim
     attention = [("q_proj", queries, hidden), ("k_proj", keys, hidden)]
     attention += [] if alternative else [("v_proj", keys, hidden)]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import select
-import signal
 import subprocess
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -13,7 +12,7 @@ from pathlib import Path
 from fourfold import errors
 from fourfold.config import Config
 from fourfold.progress import Progress
-from fourfold.supervisor import supervised
+from fourfold.supervisor import how_ended, supervised
 
 _LOG_TAIL_LINES = 15
 _POLL_MS = 500
@@ -26,8 +25,9 @@ def run_in_process(
 
     ``variables`` are added to the child's environment.
 
-    Raises the stage's own error, or :class:`errors.StageError` with the end of the log when it died. The process
-    and all that it started are gone when this returns, whatever ended it (:mod:`fourfold.supervisor`).
+    Raises the stage's own error, or :class:`errors.StageError` with the end of the log when it died, or ended without
+    saying that it was done. The process and all that it started are gone when this returns, whatever ended it
+    (:mod:`fourfold.supervisor`).
     """
     request_file = log.with_suffix(".request.json")
     request_file.write_text(request.model_dump_json(), encoding="utf-8")
@@ -37,11 +37,11 @@ def run_in_process(
         given = {"TOKENIZERS_PARALLELISM": "false", **(variables or {})}
         with supervised(command, given, output, pass_fds=(writing,)) as head:
             sending.close()
-            error = _follow(_lines(events.fileno(), head), progress)
+            error, is_done = _follow(_lines(events.fileno(), head), progress)
             code = head.wait()
     if error is not None:
         raise error
-    if code != 0:
+    if code != 0 or not is_done:
         raise errors.StageError(describe_death(code, log))
 
 
@@ -60,9 +60,9 @@ def _lines(descriptor: int, head: subprocess.Popen[bytes]) -> Iterator[bytes]:
             return
 
 
-def _follow(events: Iterable[bytes], progress: Progress) -> errors.FourfoldError | None:
-    """Pass events on; the reported error, if there was one."""
-    done = 0
+def _follow(events: Iterable[bytes], progress: Progress) -> tuple[errors.FourfoldError | None, bool]:
+    """Pass events on; the reported error, if there was one, and whether the stage said that it was done."""
+    done, is_done = 0, False
     error: errors.FourfoldError | None = None
     for line in events:
         event = json.loads(line)
@@ -77,7 +77,9 @@ def _follow(events: Iterable[bytes], progress: Progress) -> errors.FourfoldError
                 progress.note(event["text"])
             case "error":
                 error = _rebuild(event["type"], event["message"])
-    return error
+            case "done":
+                is_done = True
+    return error, is_done
 
 
 def _rebuild(name: str, message: str) -> errors.FourfoldError:
@@ -91,12 +93,5 @@ def _rebuild(name: str, message: str) -> errors.FourfoldError:
 def describe_death(code: int, log: Path) -> str:
     """One paragraph: how the process ended and the end of its log."""
     tail = log.read_text(encoding="utf-8", errors="replace").splitlines()[-_LOG_TAIL_LINES:]
-    # A shell's way and the supervisor's to tell of a signal; negative where the supervisor itself was ended by one.
-    number = -code if code < 0 else code - 128
-    if number in signal.valid_signals():
-        name = signal.Signals(number).name
-        hint = "; the machine may be out of memory" if name == "SIGKILL" else ""
-        how = f"was ended by {name}{hint}"
-    else:
-        how = f"failed (exit code {code})"
+    how = how_ended(code) if code else "ended without saying that it was done (exit code 0)"
     return f"the stage {how}; the last lines of {log}:\n" + "\n".join(f"  {line}" for line in tail)

@@ -45,6 +45,7 @@ def run_quantize(request: QuantizeRequest, registry: Registry, progress: Progres
         unfuser=unfuser,
         device=request.device,
         seed=request.seed,
+        stage_sha256=request.stage_sha256,
     )
     writer = ArtifactWriter(request.output, job)
     quantizer.quantize(job, writer, progress)

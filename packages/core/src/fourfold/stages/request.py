@@ -39,9 +39,13 @@ class QuantizeRequest(Config):
     device: str
     seed: int
     threads: int = Field(default_factory=num_threads, ge=1)
+    #: Hash of the stage's identity, which knows its code and packages too; None in a request made by hand.
+    stage_sha256: str | None = None
 
     @property
     def identity(self) -> dict[str, object]:
         """All that decides the result, in JSON terms."""
-        left_out = {"stage", "model_path", "tokens_path", "output"} | (set() if self.device == "cpu" else {"threads"})
+        left_out = {"stage", "model_path", "tokens_path", "output", "stage_sha256"}
+        if self.device != "cpu":
+            left_out.add("threads")
         return self.model_dump(mode="json", exclude=left_out)

@@ -17,7 +17,7 @@ from pathlib import Path
 from fourfold.checkpoint.atomic import atomic_folder, explain_os_error
 from fourfold.checkpoint.index import read_json
 from fourfold.errors import CheckpointError
-from fourfold.manifest import sha256_paths
+from fourfold.manifest import MANIFEST_FILE, Manifest, sha256_paths
 
 RECORD_FILE = "stage.json"
 
@@ -74,10 +74,8 @@ class StageStore:
         final = self._folder(name, identity)
         with atomic_folder(final) as partial:
             yield partial, final
-            paths = [p for p in sorted(partial.rglob("*")) if p.is_file()]
-            digests = zip(paths, sha256_paths(paths), strict=True)
-            files = {str(path.relative_to(partial)): digest for path, digest in digests}
-            text = json.dumps({"name": name, "identity": dict(identity), "files": files}, indent=1, sort_keys=True)
+            record = {"name": name, "identity": dict(identity), "files": _digests(partial)}
+            text = json.dumps(record, indent=1, sort_keys=True)
             (partial / RECORD_FILE).write_text(text + "\n", encoding="utf-8")
 
     def log(self, name: str, identity: Mapping[str, object]) -> Path:
@@ -85,5 +83,22 @@ class StageStore:
         return self._folder(name, identity).with_suffix(".log")
 
     def _folder(self, name: str, identity: Mapping[str, object]) -> Path:
-        text = json.dumps({"name": name, "identity": dict(identity)}, sort_keys=True, separators=(",", ":"))
-        return self.folder / f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
+        digest = identity_sha256({"name": name, "identity": dict(identity)})
+        return self.folder / f"{name}-{digest[:16]}"
+
+
+def identity_sha256(identity: Mapping[str, object]) -> str:
+    """Hash of what decides a result, given in JSON terms; the order of keys is none of it."""
+    text = json.dumps(dict(identity), sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _digests(folder: Path) -> dict[str, str]:
+    """Digest of every file at or below ``folder``. A manifest's are taken as they are: they are of the files as they
+    were written, so one that has changed since is no finished stage's.
+    """
+    recorded = Manifest.read(folder).files if (folder / MANIFEST_FILE).is_file() else {}
+    names = [str(path.relative_to(folder)) for path in sorted(folder.rglob("*")) if path.is_file()]
+    unknown = [name for name in names if name not in recorded]
+    found = dict(zip(unknown, sha256_paths(folder / name for name in unknown), strict=True))
+    return found | {name: recorded[name] for name in names if name in recorded}

@@ -18,6 +18,7 @@ from fourfold.checkpoint.atomic import explain_os_error
 from fourfold.checkpoint.index import read_json
 from fourfold.errors import CheckpointError
 from fourfold.manifest import MANIFEST_FILE, Manifest, sha256_file, sha256_paths
+from fourfold.stages.store import identity_sha256
 
 
 class UnverifiedNote:
@@ -38,7 +39,7 @@ class UnverifiedNote:
         try:
             note = read_json(self._path)
             manifest_sha256 = sha256_file(self._output / MANIFEST_FILE)
-            if (note.get("identity"), note.get("manifest_sha256")) != (_digest(identity), manifest_sha256):
+            if (note.get("identity"), note.get("manifest_sha256")) != (identity_sha256(identity), manifest_sha256):
                 return False
             files = Manifest.read(self._output).files
             if {path.name for path in self._output.iterdir()} != {*files, MANIFEST_FILE}:
@@ -49,9 +50,8 @@ class UnverifiedNote:
 
     def write(self, identity: Mapping[str, object], partial: Path) -> None:
         """Note that ``partial``, whole and about to be renamed, is the result of ``identity``."""
-        text = json.dumps(
-            {"identity": _digest(identity), "manifest_sha256": sha256_file(partial / MANIFEST_FILE)}, indent=1
-        )
+        note = {"identity": identity_sha256(identity), "manifest_sha256": sha256_file(partial / MANIFEST_FILE)}
+        text = json.dumps(note, indent=1)
         self._path.parent.mkdir(parents=True, exist_ok=True)
         with self._path.open("w", encoding="utf-8") as file:
             file.write(text + "\n")
@@ -67,8 +67,3 @@ class UnverifiedNote:
             self._path.unlink(missing_ok=True)
         except OSError as error:
             raise explain_os_error(error, self._path) from error
-
-
-def _digest(identity: Mapping[str, object]) -> str:
-    text = json.dumps(dict(identity), sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()

@@ -23,7 +23,8 @@ class CellResult(Config):
     """One cell. A failed one has ``error`` and none of the figures.
 
     Attributes:
-        identity: hash of all that decides the cell: its config, the source's files, the environment's record.
+        identity: hash of all that decides the cell: its config, the source's files, the calibration file, packages and
+            code of every step, and on a CPU the threads.
         manifest_sha256: of the checkpoint's manifest, which holds the digest of every other file.
         artifact: folder of the quantize stage, relative to the study's output.
         findings: of the verifier, its doubts among them.

@@ -11,16 +11,15 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from fourfold.environments import environment_sha256
 from fourfold.errors import CheckpointError, OutputError
 from fourfold.manifest import MANIFEST_FILE, Manifest, sha256_file, sha256_files
-from fourfold.pipeline import StageTime, hash_source
+from fourfold.pipeline import Pipeline, StageTime, hash_source
 from fourfold.plugins import Registry
 from fourfold.progress import Progress
+from fourfold.stages.store import identity_sha256
 from fourfold.study.cells import Cell
 from fourfold.study.evaluation import EVALUATIONS_FOLDER, baseline_config, cell_config, evaluation_identity
 from fourfold.study.executors import Executor
-from fourfold.study.identity import cell_identity
 from fourfold.study.jobs import Job, JobKind, Outcome
 from fourfold.study.pairs import compare_pairs
 from fourfold.study.plan import StudyPlan, prepare
@@ -76,6 +75,7 @@ class _Run:
         self._source_files = hash_source(plan.model_path, progress)
         self._earlier = {cell.name: cell for cell in earlier.cells} if earlier else {}
         self._before = earlier.evaluations if earlier else ()
+        self._identities: dict[str, str] = {}
         self._cells: dict[str, CellResult] = {}
         self._evaluations: dict[str, EvaluationResult] = {}
         self._results = StudyResults(
@@ -182,9 +182,17 @@ class _Run:
         self._results.write(self._output)
 
     def _identity(self, cell: Cell) -> str:
-        quantizer = self._plan.plans[cell.name].quantizer
-        environment = environment_sha256(quantizer.environment, quantizer.implementation)
-        return cell_identity(cell, self._source_files, environment)
+        """Hash of all that decides the cell, as it is when the study starts."""
+        if cell.name not in self._identities:
+            pipeline = Pipeline(
+                self._plan.plans[cell.name],
+                self._registry,
+                self._progress,
+                output=self._folder(cell),
+                source_files=self._source_files,
+            )
+            self._identities[cell.name] = identity_sha256(pipeline.identity())
+        return self._identities[cell.name]
 
     def _folder(self, cell: Cell) -> Path:
         return self._output / "checkpoints" / cell.name

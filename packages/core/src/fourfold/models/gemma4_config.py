@@ -1,0 +1,31 @@
+"""What ``config.json`` says of a Gemma 4's layers where it can be said in two ways.
+
+Google's own files have ``global_head_dim`` and ``num_global_key_value_heads`` for all layers of full attention. A model
+that Transformers 5.17 saved has neither: ``per_layer_config`` names what differs, by the layer's number.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+FULL_ATTENTION = "full_attention"
+#: Transformers' own, where neither way says it.
+_GLOBAL_HEAD_DIM = 512
+
+
+def layer_overrides(text: Mapping[str, Any], index: int) -> dict[str, Any]:
+    """What ``per_layer_config`` of a text config has for layer ``index``."""
+    return dict((text.get("per_layer_config") or {}).get(str(index)) or {})
+
+
+def attention_heads(text: Mapping[str, Any], index: int) -> tuple[int, int]:
+    """Size of a head and number of key-value heads of layer ``index`` of a text config."""
+    size, number = int(text["head_dim"]), int(text["num_key_value_heads"])
+    if text.get("per_layer_config") is not None:
+        own = layer_overrides(text, index)
+        return int(own.get("head_dim", size)), int(own.get("num_key_value_heads", number))
+    if text["layer_types"][index] != FULL_ATTENTION:
+        return size, number
+    shared = text.get("num_global_key_value_heads") if text.get("attention_k_eq_v") else None
+    return int(text.get("global_head_dim") or _GLOBAL_HEAD_DIM), int(shared or number)
