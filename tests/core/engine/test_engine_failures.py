@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from fourfold.artifact import ArtifactWriter
 from fourfold.checkpoint.index import TensorFolder
+from fourfold.engine.distributed import _why
 from fourfold.engine.hidden import HiddenStates, host_memory
 from fourfold.engine.model import LayerwiseModel
 from fourfold.errors import CheckpointError, ConfigError, DeviceError, OutputError, QuantizationError, StageError
@@ -176,6 +177,14 @@ def test_nan_names_layer_and_batch(small, options, tmp_path):
     kind = StageError if "processes" in options else QuantizationError
     with pytest.raises(kind, match="layer 0, batch 3: its output holds NaN or infinity"):
         small.quantize(**options)
+
+
+def test_what_a_dead_process_said_last_is_told(tmp_path):
+    """Not the page that the launcher adds."""
+    log = tmp_path / "log"
+    said = "terminate called without an active exception\n"
+    log.write_text(said + "E1128 torch/distributed/elastic/multiprocessing/api.py:1002] failed (exitcode: -6)\n" * 20)
+    assert _why(log) == "a calibration process died:\nterminate called without an active exception"
 
 
 def test_nan_in_a_weight_names_its_matrix(small, tmp_path):

@@ -158,8 +158,17 @@ def main(arguments: list[str]) -> int:
 def _why(log: Path) -> str:
     lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
     own = [line.removeprefix("fourfold: ") for line in lines if line.startswith("fourfold: ")]
-    return own[0] if own else "a calibration process died:\n" + "\n".join(lines[-_LOG_TAIL_LINES:])
+    if own:
+        return own[0]
+    # What the launcher says of it fills a page, and comes last.
+    launcher = next((place for place, line in enumerate(lines) if "torch/distributed/elastic" in line), 0)
+    return "a calibration process died:\n" + "\n".join(lines[: launcher or None][-_LOG_TAIL_LINES:])
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    CODE = main(sys.argv[1:])
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # Not through the interpreter's end: a thread of Gloo may still give up tensors there, and abort the process, as it
+    # did now and then on a busy machine (pytorch/pytorch#179291).
+    os._exit(CODE)

@@ -132,8 +132,8 @@ class WorkFolder:
             self._held.flush()
         elif read_json(record) != identity:
             raise OutputError(
-                f"{self.path}: holds the work of another run (other model, tokens, options, code or packages); remove it, "
-                "or name another folder with --option work=DIR"
+                f"{self.path}: holds the work of another run (other model, tokens, options, code or packages); "
+                "remove it, or name another folder with --option work=DIR"
             )
 
     def __enter__(self) -> Self:
