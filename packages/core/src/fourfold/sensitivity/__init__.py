@@ -1,6 +1,6 @@
 """What NVFP4 costs, layer by layer and role by role: weights, outputs, the residual stream, the model's own answers."""
 
-from fourfold.sensitivity.engine import Divergence, SensitivityConfig, default_rows, measure_sensitivity
+from fourfold.sensitivity.engine import measure_sensitivity
 from fourfold.sensitivity.report import (
     SENSITIVITY_FILE,
     GroupRow,
@@ -9,6 +9,7 @@ from fourfold.sensitivity.report import (
     SensitivityReport,
     read_sensitivity,
 )
+from fourfold.sensitivity.spec import Divergence, SensitivityConfig, default_rows
 from fourfold.sensitivity.tables import sensitivity_tables
 
 __all__ = [

@@ -14,7 +14,7 @@ import torch
 if TYPE_CHECKING:
     from fourfold.calibration import TokenSet
     from fourfold.progress import Progress
-    from fourfold.sensitivity.engine import Choice, Stream
+    from fourfold.sensitivity.findings import Choice, Stream
     from fourfold.sensitivity.textmodel import TextModel
 
 #: The key of the unquantized model's own stream.

@@ -8,20 +8,20 @@ side, so weights are read once however many choices are compared.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
-from enum import StrEnum
 from functools import partial
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
-from fourfold.calibration import CalibrationSpec, build_token_set
+from fourfold.calibration import build_token_set
 from fourfold.checkpoint.canonical import CanonicalFolder
 from fourfold.checkpoint.index import TensorFolder
-from fourfold.config import Config, Scheme
+from fourfold.config import Scheme
 from fourfold.errors import ConfigError
-from fourfold.models.gemma4 import Gemma4Moe, LinearModule, ModuleKind, read_gemma4
+from fourfold.models.gemma4 import Gemma4Moe, ModuleKind, read_gemma4
 from fourfold.models.resolve import resolve_model
-from fourfold.plan import default_calibration, require_device
+from fourfold.plan import require_device
+from fourfold.sensitivity.findings import Choice, Findings, LayerFinding, LinearFinding, Stream
 from fourfold.sensitivity.report import SensitivityReport
+from fourfold.sensitivity.spec import Divergence, SensitivityConfig
 
 if TYPE_CHECKING:
     import torch
@@ -34,80 +34,6 @@ if TYPE_CHECKING:
 
 #: A layer of one batch: hidden states [B, T, H] to hidden states.
 Call = Callable[["torch.Tensor"], "torch.Tensor"]
-#: Layer and role; None for either means all of them.
-Choice = tuple[int | None, ModuleKind | None]
-
-
-class Divergence(StrEnum):
-    """For which choices the divergence of the model's answers is measured, and what that costs.
-
-    ``none``; ``roles``: each role in all layers, and everything: four more streams; ``groups``: each role of each
-    layer too: on average as many more streams as the model has layers, times one and a half.
-    """
-
-    NONE = "none"
-    ROLES = "roles"
-    GROUPS = "groups"
-
-
-class SensitivityConfig(Config):
-    """What to measure. ``model`` is an unquantized model, or a checkpoint whose ``source`` is one."""
-
-    model: str
-    source: str | None = None
-    scheme: Scheme | None = None
-    calibration: CalibrationSpec
-    divergence: Divergence = Divergence.ROLES
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    device: str = "cpu"
-
-
-def default_rows(model: str) -> dict[str, object]:
-    """Calibration rows when none are named: the demo's own; else 32 of 512 tokens, as every layer runs many times."""
-    return default_calibration(model) or {"samples": 32, "sequence_length": 512, "batch_size": 8}
-
-
-@dataclass
-class Stream:
-    """Hidden states of every batch, [B, T, H] each, with the chosen linears in NVFP4."""
-
-    choice: Choice
-    hidden: list[torch.Tensor]
-
-    def chooses(self, module: LinearModule) -> bool:
-        """Whether a linear is in NVFP4 in this stream."""
-        layer, kind = self.choice
-        return (layer is None or module.layer == layer) and (kind is None or module.kind is kind)
-
-
-@dataclass
-class Findings:
-    """What has been measured so far."""
-
-    layers: list[LayerFinding] = field(default_factory=list)
-    streams: dict[Choice, Stream] = field(default_factory=dict)
-
-
-@dataclass
-class LayerFinding:
-    """One layer's sums: its linears', and of each group the squared change of the layer's output."""
-
-    index: int
-    linears: list[LinearFinding]
-    stream_error: dict[ModuleKind, float]
-
-
-@dataclass(frozen=True)
-class LinearFinding:
-    """Squared sums of one linear; ``error_w4a4`` None without an input scale."""
-
-    module: LinearModule
-    tokens: int
-    weight_norm: float
-    weight_error: float
-    norm: float
-    error_w4a16: float
-    error_w4a4: float | None
 
 
 def measure_sensitivity(config: SensitivityConfig, progress: Progress) -> SensitivityReport:

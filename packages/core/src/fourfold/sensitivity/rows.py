@@ -16,7 +16,8 @@ from fourfold.versions import package_versions
 if TYPE_CHECKING:
     from fourfold.calibration import TokenSet
     from fourfold.sensitivity.answers import Answer
-    from fourfold.sensitivity.engine import Choice, LayerFinding, LinearFinding, SensitivityConfig
+    from fourfold.sensitivity.findings import Choice, LayerFinding, LinearFinding
+    from fourfold.sensitivity.spec import SensitivityConfig
 
 _ORDER = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
