@@ -3,7 +3,8 @@
     python benchmarks/paired_kl.py STUDY [--against CELL]
 
 STUDY is the output of `fourfold study run` with the benchmark `kl`, whose distributions it keeps. ``--against`` is a
-cell; the first one by default. Resampled are prompts, the same draw for both cells: positions of one answer are not independent.
+cell; the first one by default. Resampled are prompts, the same draw for both cells: positions of one answer are not
+independent.
 """
 
 from __future__ import annotations
