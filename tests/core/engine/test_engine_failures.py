@@ -10,7 +10,6 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from fourfold.artifact import ArtifactWriter
 from fourfold.checkpoint.index import TensorFolder
 from fourfold.engine.distributed import _why
 from fourfold.engine.hidden import HiddenStates, host_memory
@@ -63,23 +62,6 @@ def test_goes_on_at_the_last_finished_layer(small):
     assert again.notes == [f"{work}: going on at layer 2"]
     assert differing(whole, resumed) == []
     assert whole.manifest.expert_token_counts == resumed.manifest.expert_token_counts
-    assert not work.exists()
-
-
-def test_work_is_kept_until_the_artifact_is_whole(small, monkeypatch):
-    work = small.work / "work"
-
-    def full(self):
-        raise OutputError("the disk is full")
-
-    with monkeypatch.context() as patch, pytest.raises(OutputError, match="the disk is full"):
-        patch.setattr(ArtifactWriter, "_copy_kept", full)
-        small.quantize(stream=True, work=str(work))
-    again = Stopping()
-    resumed = small.quantize(again, stream=True, work=str(work))
-    assert [task for task in again.begun if task.startswith("calibrate")] == []
-    assert differing(small.quantize(), resumed) == []
-    assert not work.exists()
 
 
 def test_work_of_another_run_is_refused(small):
@@ -179,12 +161,23 @@ def test_nan_names_layer_and_batch(small, options, tmp_path):
         small.quantize(**options)
 
 
-def test_what_a_dead_process_said_last_is_told(tmp_path):
-    """Not the page that the launcher adds."""
-    log = tmp_path / "log"
-    said = "terminate called without an active exception\n"
-    log.write_text(said + "E1128 torch/distributed/elastic/multiprocessing/api.py:1002] failed (exitcode: -6)\n" * 20)
-    assert _why(log) == "a calibration process died:\nterminate called without an active exception"
+@pytest.mark.parametrize(
+    ("code", "said", "how"),
+    [
+        (-6, "terminate called without an active exception\n", "was ended by SIGABRT"),
+        (-9, "", "was ended by SIGKILL; "),
+    ],
+)
+def test_a_dead_process_is_told_of(tmp_path, code, said, how):
+    """What it said last, and how it ended; not the page that the launcher adds."""
+    log, elastic = tmp_path / "log", "torch/distributed/elastic/multiprocessing/api.py"
+    page = f"W1128 {elastic}:1028] Sending process 28000 closing signal SIGTERM\n"
+    page += (
+        f"E1128 {elastic}:1002] failed (exitcode: {code}) local_rank: 1 (pid: 28001) of binary: python\n" + "=\n" * 9
+    )
+    log.write_text(said + page)
+    assert _why(log).splitlines()[0].startswith(f"calibration: process 1 {how}")
+    assert _why(log).splitlines()[1:] == said.splitlines()
 
 
 def test_nan_in_a_weight_names_its_matrix(small, tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -120,3 +121,33 @@ def test_other_threads_packages_or_code_are_another_run(
     with pytest.raises(Interruption):
         run(again)
     assert again.notes == [f"{work}: going on at layer 1"]
+
+
+def test_work_stays_until_its_stage_is_finished(registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A disk that is full when all has been calibrated, and the artifact is about to get its name."""
+    work = tmp_path / "work"
+    spec = CalibrationSpec(source="demo", samples=4, sequence_length=64, batch_size=4)
+    options = {"stream": True, "work": str(work)}
+    config = QuantizeConfig(model="demo", quantizer=Component(name="reference", options=options), calibration=spec)
+    plan, begun = plan_quantize(config, registry), list[str]()
+
+    class Watching(NoProgress):
+        def begin(self, task: str, *, total: int | None, unit: str) -> None:
+            begun.append(task)
+
+    def make() -> Path:
+        begun.clear()
+        pipeline = Pipeline(plan, registry, Watching(), output=tmp_path / "out", stages=tmp_path / "stages")
+        return pipeline.make_artifact()
+
+    def full(folder: Path) -> None:
+        if "quantize" in folder.name:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch, pytest.raises(OutputError, match="the disk is full"):
+        patch.setattr("fourfold.checkpoint.atomic.sync_folder", full)
+        make()
+    assert len(list(work.glob("layer-*.safetensors"))) == 6
+    assert (make() / "manifest.json").is_file()
+    assert not [task for task in begun if task.startswith("calibrate")]
+    assert not work.exists()

@@ -22,7 +22,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -63,7 +63,6 @@ class ArtifactWriter:
         self._fallbacks: list[Fallback] = []
         self._transformed: dict[str, str] = {}
         self._notes: list[str] = []
-        self._when_finished: list[Callable[[], None]] = []
 
     def _attention_modules(self) -> set[str]:
         return {m.name.rsplit(".", 1)[0] for m in self._job.gemma.linears.values() if m.projection == "k_proj"}
@@ -142,10 +141,6 @@ class ArtifactWriter:
         if text not in self._notes:
             self._notes.append(text)
 
-    def when_finished(self, act: Callable[[], None]) -> None:
-        """Call ``act`` once the artifact is whole: until then, what a quantizer could go on from is still needed."""
-        self._when_finished.append(act)
-
     def finish(self, facts: Mapping[str, object]) -> Manifest:
         """Copy the kept tensors and side files, write the manifest. ``facts`` are its remaining fields."""
         if self._missing or self._kv_missing:
@@ -174,8 +169,6 @@ class ArtifactWriter:
             where="manifest",
         )
         manifest.write(self.folder)
-        for act in self._when_finished:
-            act()
         return manifest
 
     def _copy_kept(self) -> dict[str, TensorFate]:

@@ -167,13 +167,16 @@ class Pipeline:
         python = ensure_environment(self._plan.quantizer.environment, self._progress)
         request = self._request(source_files, tokens)
         identity = self._quantize_identity(request)
-        request = request.model_copy(update={"stage_sha256": identity_sha256(identity)})
+        stage_sha256 = identity_sha256(identity)
+        request = request.model_copy(update={"stage_sha256": stage_sha256})
         log = self._store.log("quantize", identity)
 
         def work(folder: Path) -> None:
             run_in_process(python, request.model_copy(update={"output": folder.absolute()}), log, self._progress)
 
-        return self._stage("quantize", identity, work)
+        stage = self._stage("quantize", identity, work)
+        self._plan.quantizer_options.clean_up(stage_sha256)
+        return stage
 
     def _request(self, source_files: dict[str, str], tokens: Path | None) -> QuantizeRequest:
         plan = self._plan

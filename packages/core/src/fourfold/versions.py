@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
+_OWN = "fourfold"
 #: Parts of Fourfold that show results, or this machine, and decide none.
 _SHOWING = ("cli", "conformance", "doctor.py", "inspect.py", "page", "report", "sizing")
 #: Packages by what they take part in; those that are not installed are left out of a record.
@@ -33,7 +34,7 @@ def package_versions(names: tuple[str, ...] = QUANTIZING) -> dict[str, str]:
 
 @cache
 def code_sha256(modules: tuple[str, ...]) -> str:
-    """Hash of the Python sources of top-level ``modules``, without those parts that only show results."""
+    """Hash of the Python sources of top-level ``modules``, without those of Fourfold's parts that only show results."""
     digest = hashlib.sha256()
     for module in modules:
         for name, path in _sources(module):
@@ -51,7 +52,7 @@ def _sources(module: str) -> Iterator[tuple[str, Path]]:
     for root in map(Path, spec.submodule_search_locations or ()):
         for path in sorted(root.rglob("*.py")):
             name = path.relative_to(root)
-            if name.parts[0] not in _SHOWING:
+            if module != _OWN or name.parts[0] not in _SHOWING:
                 yield name.as_posix(), path
 
 

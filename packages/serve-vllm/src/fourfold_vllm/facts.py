@@ -103,6 +103,8 @@ def read_facts(checkpoint: Path) -> CheckpointFacts:
         )
     except KeyError as error:
         raise CheckpointError(f"{config_path}: text_config.{error.args[0]} is missing") from None
+    except (TypeError, ValueError, AttributeError, IndexError) as error:
+        raise CheckpointError(f"{config_path}: text_config is not a Gemma 4's ({error})") from None
 
 
 def _quantization(checkpoint: Path, config: Mapping[str, Any]) -> Mapping[str, Any]:

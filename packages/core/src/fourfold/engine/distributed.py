@@ -11,6 +11,7 @@ By hand, over several hosts too: ``torchrun ... -m fourfold.engine.distributed R
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -28,12 +29,15 @@ from fourfold.engine.calibrate import Calibration
 from fourfold.engine.model import LayerwiseModel
 from fourfold.engine.observations import LayerObservations
 from fourfold.errors import FourfoldError, QuantizationError, StageError
+from fourfold.supervisor import how_ended
 
 if TYPE_CHECKING:
     from fourfold.interfaces.quantizer import QuantizeJob
     from fourfold.progress import Progress
 
 _LOG_TAIL_LINES = 15
+#: How torchrun of torch 2.13 names the process that died first; a signal's number is negative.
+_FAILED = re.compile(r"failed \(exitcode: (?P<code>-?\d+)\) local_rank: (?P<rank>\d+)")
 _REFUSED = 3
 
 
@@ -85,8 +89,10 @@ def calibrate_in_processes(
         (folder / "request.json").write_text(request.model_dump_json(), encoding="utf-8")
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
         command += ["-m", "fourfold.engine.distributed", str(folder / "request.json")]
+        # One thread is what the launcher takes too where nothing is said, with a banner in the log.
+        variables = {"OMP_NUM_THREADS": "1", **os.environ}
         with (folder / "log").open("wb") as log:
-            done = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, check=False)
+            done = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, env=variables, check=False)
         if done.returncode:
             raise StageError(_why(folder / "log"))
         return split_layers(load_file(request.output), job.gemma.num_layers)
@@ -160,9 +166,11 @@ def _why(log: Path) -> str:
     own = [line.removeprefix("fourfold: ") for line in lines if line.startswith("fourfold: ")]
     if own:
         return own[0]
-    # What the launcher says of it fills a page, and comes last.
-    launcher = next((place for place, line in enumerate(lines) if "torch/distributed/elastic" in line), 0)
-    return "a calibration process died:\n" + "\n".join(lines[: launcher or None][-_LOG_TAIL_LINES:])
+    # The launcher names the first that died in one line of a page of its own, which comes last.
+    launcher = next((place for place, line in enumerate(lines) if "torch/distributed/elastic" in line), len(lines))
+    found = next(filter(None, map(_FAILED.search, lines[launcher:])), None)
+    how = f"process {found['rank']} {how_ended(int(found['code']))}" if found else "a process died"
+    return "\n".join([f"calibration: {how}", *lines[:launcher][-_LOG_TAIL_LINES:]])
 
 
 if __name__ == "__main__":

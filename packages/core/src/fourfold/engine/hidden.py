@@ -41,6 +41,9 @@ class HostMemory:
     def wait(self) -> None:
         """Until all that was reserved is ready."""
 
+    def close(self) -> None:
+        """Make nothing more ready."""
+
     def take(self, nbytes: int) -> torch.Tensor | None:
         """uint8 [``nbytes``], or None when there is no room for them."""
         if nbytes > self._room:
@@ -57,6 +60,8 @@ class PinnedMemory(HostMemory):
         self._piece = torch.empty(0, dtype=torch.uint8)
         self._reserved = deque[Future[torch.Tensor]]()
         self._awaited = list[Future[torch.Tensor]]()
+        # One thread: the driver locks pages for one at a time.
+        self._locking = ThreadPoolExecutor(1)
 
     def capacity(self, nbytes: int) -> int:
         """See :class:`HostMemory`."""
@@ -69,8 +74,8 @@ class PinnedMemory(HostMemory):
             size = _piece_size(nbytes)
             if size > self._room:
                 return None
-            self._room -= size
             self._piece = self._reserved.popleft().result() if self._reserved else _pinned(size)
+            self._room -= len(self._piece)
         taken, self._piece = self._piece[:nbytes], self._piece[nbytes:]
         return taken
 
@@ -78,16 +83,17 @@ class PinnedMemory(HostMemory):
         """See :class:`HostMemory`."""
         size = _piece_size(nbytes)
         number = min(ceil(times / (size // nbytes)), self._room // size)
-        # One thread: the driver locks pages for one at a time.
-        pool = ThreadPoolExecutor(1)
-        self._awaited = [pool.submit(_pinned, size) for _ in range(number)]
+        self._awaited = [self._locking.submit(_pinned, size) for _ in range(number)]
         self._reserved.extend(self._awaited)
-        pool.shutdown(wait=False)
 
     def wait(self) -> None:
         """See :class:`HostMemory`."""
         while self._awaited:
             self._awaited.pop().result()
+
+    def close(self) -> None:
+        """See :class:`HostMemory`."""
+        self._locking.shutdown(wait=False, cancel_futures=True)
 
 
 def host_memory(limit_bytes: int, *, pinned: bool) -> HostMemory:
@@ -139,6 +145,10 @@ class HiddenStates:
         for folder in self._folder.glob("layer-*"):
             if folder != self._path(self._layer, 0).parent:
                 shutil.rmtree(folder)
+
+    def close(self) -> None:
+        """No more memory is made ready, as when a run has failed."""
+        self._host.close()
 
     def wait_for_memory(self) -> None:
         """Until what was asked for is there."""

@@ -86,6 +86,7 @@ class StreamLane:
     def __exit__(self, *_: object) -> None:
         self._reader.shutdown(cancel_futures=True)
         self._writer.shutdown(cancel_futures=True)
+        self._states.close()
 
     def batches(self, number: int) -> Iterator[tuple[int, torch.Tensor]]:
         """See :class:`Lane`."""

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from fourfold.artifact import ArtifactWriter
     from fourfold.interfaces.quantizer import QuantizeJob
 
+_RECORD = "run.json"
 _PARTS = ("packed_weight", "block_scale", "global_scale", "input_global_scale")
 
 
@@ -110,7 +111,7 @@ class WorkFolder:
 
     def __init__(self, path: Path, identity: Mapping[str, Any]) -> None:
         self.path = path
-        record = path / "run.json"
+        record = path / _RECORD
         if not record.is_file() and path.exists() and any(path.iterdir()):
             raise OutputError(f"{path}: not empty, and no work of a run; name another folder")
         path.mkdir(parents=True, exist_ok=True)
@@ -159,9 +160,16 @@ class WorkFolder:
             number += 1
         return number
 
-    def remove(self) -> None:
-        """All of it; the run has ended well."""
-        shutil.rmtree(self.path, ignore_errors=True)
+
+def remove_work(path: Path, stage_sha256: str) -> None:
+    """Remove the folder if it is that stage's, which stands, and no run is at work there."""
+    try:
+        record = read_json(path / _RECORD)
+        if record.get("stage") == stage_sha256:
+            with WorkFolder(path, record):
+                shutil.rmtree(path)
+    except (CheckpointError, OutputError):
+        return
 
 
 def identity_of(job: QuantizeJob, options: Mapping[str, Any]) -> dict[str, Any]:

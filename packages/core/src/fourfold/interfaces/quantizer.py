@@ -67,6 +67,9 @@ class QuantizerOptions(Options):
 
     algorithm: str = "max"
 
+    def clean_up(self, stage_sha256: str) -> None:
+        """Remove what the quantizer keeps to go on from: the stage of this identity stands, finished, on disk."""
+
     def check(self, recipe: Recipe, device: str) -> None:
         """Refuse, before anything starts, what cannot end well: :class:`fourfold.errors.ConfigError` says why.
 

@@ -16,7 +16,9 @@ _GLOBAL_HEAD_DIM = 512
 
 def layer_overrides(text: Mapping[str, Any], index: int) -> dict[str, Any]:
     """What ``per_layer_config`` of a text config has for layer ``index``."""
-    return dict((text.get("per_layer_config") or {}).get(str(index)) or {})
+    overrides = text.get("per_layer_config")
+    own = overrides.get(str(index)) if isinstance(overrides, Mapping) else None
+    return dict(own) if isinstance(own, Mapping) else {}
 
 
 def attention_heads(text: Mapping[str, Any], index: int) -> tuple[int, int]:
@@ -24,7 +26,7 @@ def attention_heads(text: Mapping[str, Any], index: int) -> tuple[int, int]:
     size, number = int(text["head_dim"]), int(text["num_key_value_heads"])
     if text.get("per_layer_config") is not None:
         own = layer_overrides(text, index)
-        return int(own.get("head_dim", size)), int(own.get("num_key_value_heads", number))
+        return int(own.get("head_dim") or size), int(own.get("num_key_value_heads") or number)
     if text["layer_types"][index] != FULL_ATTENTION:
         return size, number
     shared = text.get("num_global_key_value_heads") if text.get("attention_k_eq_v") else None

@@ -82,6 +82,13 @@ class ReferenceQuantizerOptions(QuantizerOptions):
             options["input_scales"] = {file.name: sha256_file(file) for file in files}
         return options
 
+    def clean_up(self, stage_sha256: str) -> None:
+        """See :class:`fourfold.interfaces.quantizer.QuantizerOptions`."""
+        if self.work is not None:
+            from fourfold.engine.work import remove_work
+
+            remove_work(Path(self.work), stage_sha256)
+
     def check(self, recipe: Recipe, device: str) -> None:
         """Refuse what the engine cannot do, or would do otherwise than asked."""
         several = self.processes > 1 or device == _SEVERAL_GPUS

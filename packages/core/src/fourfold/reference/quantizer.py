@@ -94,7 +94,6 @@ class ReferenceQuantizer(Quantizer[ReferenceQuantizerOptions]):
             self._go_on(job, reader, work, progress)
             for index in range(job.gemma.num_layers):
                 PackedLayer.load(work.layer(index), index, _targets(job, index)).give(artifact)
-        artifact.when_finished(work.remove)
 
     def _streamed_layers(
         self, job: QuantizeJob, reader: TensorReader, spill: Path, progress: Progress

@@ -121,7 +121,7 @@ def _attention_shapes(text: _Numbers, number: int, base: str) -> Shapes:
         raise ModelError(f"{text.path}: text_config.layer_types does not list every layer")
     sliding, reuse = types[number] == "sliding_attention", bool(text.section.get("attention_k_eq_v"))
     head, key_heads = text["head_dim"], text["num_key_value_heads"]
-    if not sliding and "per_layer_config" not in text.section:
+    if not sliding and text.section.get("per_layer_config") is None:
         head = text.get("global_head_dim", 512)
         key_heads = text.get("num_global_key_value_heads", key_heads) if reuse else key_heads
     head = text.layer(number, "head_dim", head)
