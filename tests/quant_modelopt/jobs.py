@@ -73,7 +73,6 @@ FIRST_RUN = [
     _ours("awq-clip-few", tokens=TOO_FEW, options={"algorithm": "awq-clip"}),
     _ours("local-hessian-few", tokens=TOO_FEW, options={"algorithm": "local-hessian"}),
     _ours("threshold", recipe={"min_expert_tokens": 100}),
-    _ours("one-expert-bf16", recipe={"exclude": ["*.layers.0.experts.3.*"]}),
     {"name": "skipped", "action": "skipped", "tokens": ENOUGH},
     {
         "name": "storage",

@@ -85,14 +85,3 @@ def test_weights_alone_need_no_tokens(runs: Runs) -> None:
     manifest = runs["w4a16"].artifact.manifest
     assert manifest.expert_token_counts == {}
     assert manifest.fallbacks == ()
-
-
-def test_an_excluded_expert_stays_bf16_and_is_listed(runs: Runs) -> None:
-    checkpoint = runs["one-expert-bf16"].checkpoint
-    base = "model.language_model.layers.0.experts.3"
-    ignored = checkpoint.config["quantization_config"]["ignore"]
-    for projection in ("gate_proj", "up_proj", "down_proj"):
-        assert checkpoint.entry(f"{base}.{projection}.weight").dtype == "BF16"
-        assert f"{base}.{projection}" in ignored
-    assert f"{base}.gate_proj.weight_scale" not in checkpoint
-    assert not any(pattern.startswith("model.language_model.layers.0.experts*") for pattern in ignored)
