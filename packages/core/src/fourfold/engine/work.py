@@ -165,9 +165,9 @@ def remove_work(path: Path, stage_sha256: str) -> None:
     """Remove the folder if it is that stage's, which stands, and no run is at work there."""
     try:
         record = read_json(path / _RECORD)
-        if record.get("stage") == stage_sha256:
+        if isinstance(record, dict) and record.get("stage") == stage_sha256:
             with WorkFolder(path, record):
-                shutil.rmtree(path)
+                shutil.rmtree(path, ignore_errors=True)
     except (CheckpointError, OutputError):
         return
 
