@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -51,6 +52,16 @@ def test_factors_moved_between_two_weights_raise_nothing(layout: str, editable, 
     report = verify_checkpoint(checkpoint.folder, source=source)
     assert report.findings == ()
     assert (report.num_transformed, report.checked["FF099"]) == (2, 2)
+
+
+def test_null_says_nothing_of_layers(editable) -> None:  # type: ignore[no-untyped-def]
+    """``per_layer_config`` that is null: the two numbers for all layers of full attention hold."""
+    checkpoint = editable(Variant(MODELOPT.name))
+    path = checkpoint.save() / "config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    config["text_config"] |= {"per_layer_config": None, "global_head_dim": 32, "num_global_key_value_heads": 1}
+    path.write_text(json.dumps(config), encoding="utf-8")
+    assert verify_checkpoint(checkpoint.folder).findings == ()
 
 
 def test_every_tensor_is_read_once(good: Callable[[Variant], Path], source: Path) -> None:
