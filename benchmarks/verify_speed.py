@@ -58,7 +58,7 @@ def build(folder: Path, megabytes: int) -> tuple[Path, Path]:
         model_path=source, source=index, gemma=gemma, targets=tuple(gemma.linears.values()), recipe=Recipe(),
         tokens=None,
         batch_size=1, unfuser_name="none", unfuser=None, device="cpu", seed=0,
-    )  # type: ignore[arg-type]  # fmt: skip
+    )  # fmt: skip
     writer = ArtifactWriter(artifact, job)
     scale = torch.tensor(0.15 / 2688)
     for module in job.targets:
@@ -66,7 +66,7 @@ def build(folder: Path, megabytes: int) -> tuple[Path, Path]:
     facts = {"unfuser": {"name": "none"}, "quantizer": {"name": "codec"}, "packages": {"fourfold": "0.1.0"}}
     writer.finish({"source_files": {}, **facts})
     made = Artifact(artifact)
-    ModelOptExporter(None).export(made, checkpoint, NoProgress())  # type: ignore[arg-type]
+    ModelOptExporter(None).export(made, checkpoint, NoProgress())
     record = {"kind": "checkpoint", "layout": "modelopt", "files": sha256_files(checkpoint)}
     made.manifest.model_copy(update=record).write(checkpoint)
     return source, checkpoint

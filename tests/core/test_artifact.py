@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 
@@ -9,7 +11,7 @@ from fourfold.artifact import Artifact, ArtifactWriter
 from fourfold.checkpoint.index import TensorFolder
 from fourfold.config import Options, Recipe, Scheme
 from fourfold.demo import model_path
-from fourfold.errors import QuantizationError
+from fourfold.errors import ConfigError, QuantizationError
 from fourfold.interfaces.quantizer import QuantizeJob
 from fourfold.manifest import Fate
 from fourfold.models.gemma4 import read_gemma4
@@ -41,6 +43,14 @@ def writer(job, tmp_path) -> ArtifactWriter:
 
 def weight(job, module):
     return quantize(module.read(job.source))
+
+
+@pytest.mark.parametrize("left_out", [".0.experts.3.", ".0.experts.3.up_proj", ".0.self_attn.k_proj"])
+def test_a_job_made_by_hand_that_leaves_out_a_part(job, tmp_path, left_out):
+    """Of a fused tensor it would be lost; of a scale group it would have another scale than a server uses."""
+    targets = tuple(module for module in job.gemma.linears.values() if left_out not in module.name)
+    with pytest.raises(ConfigError, match=r"\S+ is left out while others of .* quantize all of them or none"):
+        ArtifactWriter(tmp_path, dataclasses.replace(job, targets=targets))
 
 
 def test_round_trip_and_fates(job, writer, tmp_path):

@@ -172,7 +172,7 @@ def test_a_calibration_file_is_known_by_its_content_and_threads_of_a_gpus_stage_
         asked = dataclasses.replace(plan, config=plan.config.model_copy(update={"device": device}))
         files = {"config.json": "0" * 64}
         pipeline = Pipeline(asked, own, NoProgress(), output=tmp_path / "out", source_files=files, threads=threads)
-        return json.loads(json.dumps(pipeline.identity()))  # type: ignore[no-any-return]
+        return json.loads(json.dumps(pipeline.identity()))
 
     before = identity()
     assert identity() == before

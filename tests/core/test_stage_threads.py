@@ -47,7 +47,7 @@ def request(output: Path, **changes: object) -> QuantizeRequest:
         "recipe": Recipe(scheme=Scheme.W4A16, exclude=("*.experts.*",)), "unfuser": component, "quantizer": component,
         "batch_size": 1, "device": "cpu", "seed": 0,
     }  # fmt: skip
-    return QuantizeRequest(**fields | changes)  # type: ignore[arg-type]
+    return QuantizeRequest(**fields | changes)
 
 
 @pytest.mark.parametrize("threads", [1, 2])

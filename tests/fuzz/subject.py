@@ -91,7 +91,7 @@ class Subject:
         job = QuantizeJob(
             model_path=self.source, source=index, gemma=gemma, targets=tuple(gemma.linears.values()), recipe=Recipe(),
             tokens=None, batch_size=1, unfuser_name="none", unfuser=None, device="cpu", seed=0,
-        )  # type: ignore[arg-type]  # fmt: skip
+        )  # fmt: skip
         artifact = self._folder / "artifact"
         artifact.mkdir()
         writer = ArtifactWriter(artifact, job, max_shard_bytes=4096)

@@ -27,7 +27,7 @@ def modules(runs: Runs) -> list[LinearModule]:
 
 def original(runs: Runs, name: str) -> torch.Tensor:
     """A module's BF16 weight, as float32 [O, K]."""
-    return read_gemma4(runs.model).linears[name].read(runs.model).float()  # type: ignore[index]
+    return read_gemma4(runs.model).linears[name].read(runs.model).float()
 
 
 def decoded(result: Result, name: str) -> torch.Tensor:
@@ -87,7 +87,7 @@ def test_mse_behind_the_fused_wrapper_finds_the_same(runs: Runs) -> None:
 @pytest.mark.parametrize("name", [FIRST_INPUT, "model.language_model.layers.0.experts.2.down_proj"])
 def test_four_over_six_takes_the_better_of_two_scales(runs: Runs, name: str) -> None:
     found, weight = runs["four-over-six"].artifact.weight(name), original(runs, name)
-    group = [m for m in modules(runs) if m.scale_group == read_gemma4(runs.model).linears[name].scale_group]  # type: ignore[index]
+    group = [m for m in modules(runs) if m.scale_group == read_gemma4(runs.model).linears[name].scale_group]
     amax = max(original(runs, m.name).abs().max() for m in group)
     assert torch.equal(found.global_scale, amax / FOUR_OVER_SIX_DIVISOR)
     candidates = []

@@ -102,7 +102,7 @@ def make_artifact(source_path: Path, folder: Path, make: Make) -> Artifact:
         tokens=None,
         batch_size=1,
         unfuser_name="reference",
-        unfuser=None,  # type: ignore[arg-type]
+        unfuser=None,
         device="cpu",
         seed=0,
     )

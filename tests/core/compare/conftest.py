@@ -36,11 +36,11 @@ def make(source: Path, tmp_path: Path) -> MakeFolder:
 
     def build(layout: str = "canonical", **how: object) -> Path:
         folder = tmp_path / f"made-{len(list(tmp_path.iterdir()))}"
-        artifact = make_artifact(source, folder / "canonical", Make(**how))  # type: ignore[arg-type]
+        artifact = make_artifact(source, folder / "canonical", Make(**how))
         return artifact.path if layout == "canonical" else export(artifact, folder / layout, layout)
 
     return build
 
 
 def run(a: Path, b: Path, level: Level = Level.BYTES, **options: object) -> CompareReport:
-    return compare(a, b, level=level, progress=NoProgress(), **options)  # type: ignore[arg-type]
+    return compare(a, b, level=level, progress=NoProgress(), **options)

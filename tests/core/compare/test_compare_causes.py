@@ -235,7 +235,7 @@ def edited(folder: Path, target: Path, edit: object) -> Path:
     """A copy of a one-file folder with its tensors changed."""
     shutil.copytree(folder, target)
     tensors = load_file(target / "model.safetensors")
-    edit(tensors)  # type: ignore[operator]
+    edit(tensors)
     save_file(tensors, target / "model.safetensors")
     return target
 
@@ -273,7 +273,7 @@ def test_against_the_unquantized_model(plain: dict[str, Path], source: Path) -> 
 def test_rule_of_searched_scales(plain: dict[str, Path], make: MakeFolder, source: Path) -> None:
     """Block scales from a search with nearest codes have a rule; adjusted codes have none."""
     folder = TensorFolder(source)
-    weight = read_gemma4(folder).linears[DOWN].read(folder)  # type: ignore[index]
+    weight = read_gemma4(folder).linears[DOWN].read(folder)
 
     def search(stored: NVFP4Weight) -> NVFP4Weight:
         scale = (stored.block_scale.float() * 0.8).to(torch.float8_e4m3fn)

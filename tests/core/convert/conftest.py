@@ -91,7 +91,7 @@ def _make_artifact(source: Path, path: Path, recipe: Recipe) -> Artifact:
     targets = tuple(m for m in gemma.linears.values() if recipe.targets == "all-linear" or m.expert is not None)
     job = QuantizeJob(
         model_path=source, source=folder, gemma=gemma, targets=targets, recipe=recipe, tokens=None, batch_size=1,
-        unfuser_name="reference", unfuser=None, device="cpu", seed=0,  # type: ignore[arg-type]
+        unfuser_name="reference", unfuser=None, device="cpu", seed=0,
     )  # fmt: skip
     writer = ArtifactWriter(path, job)
     for number, module in enumerate(job.targets):
@@ -112,7 +112,7 @@ def checkpoint(artifacts: Callable[[Recipe], Artifact], registry: Registry, tmp_
     def make(layout: str, *, edit: Callable[..., object] | None = None, **recipe: object) -> Path:
         folder = tmp_path / f"{layout}-{len(list(tmp_path.iterdir()))}"
         folder.mkdir()
-        artifact = artifacts(Recipe(**recipe))  # type: ignore[arg-type]
+        artifact = artifacts(Recipe(**recipe))
         registry.load(Role.EXPORTER, layout)(registry.get(Role.EXPORTER, layout).options()).export(
             artifact, folder, NoProgress()
         )

@@ -51,7 +51,7 @@ def faulty() -> Registry:
         kinds = {kind.__name__.lower(): kind for kind in (Failing, Crashing, Interrupted)}
         return kinds.get(name) or load(role, name)
 
-    registry.load = local  # type: ignore[method-assign]
+    registry.load = local
     return registry
 
 

@@ -90,7 +90,7 @@ def _quantize(source: TensorFolder, variant: Variant, folder: Path) -> None:
     job = QuantizeJob(
         model_path=source.path, source=source, gemma=gemma, targets=targets, recipe=recipe, tokens=None, batch_size=1,
         unfuser_name="none", unfuser=None, device="cpu", seed=0,
-    )  # type: ignore[arg-type]  # fmt: skip
+    )  # fmt: skip
     writer = ArtifactWriter(folder, job)
     for module in targets:
         scale = global_scale_from_amax(amax[module.scale_group], variant.policy)
@@ -214,7 +214,7 @@ class Editable:
 
     def json(self, name: str) -> dict[str, Any]:
         """A JSON file."""
-        return json.loads((self.folder / name).read_text(encoding="utf-8"))  # type: ignore[no-any-return]
+        return json.loads((self.folder / name).read_text(encoding="utf-8"))
 
     def write_json(self, name: str, content: object) -> None:
         """Replace a JSON file."""
@@ -262,7 +262,7 @@ class Editable:
     @property
     def section(self) -> dict[str, Any]:
         """quantization_config."""
-        return self.config["quantization_config"]  # type: ignore[no-any-return]
+        return self.config["quantization_config"]
 
     def ignore(self, edit: str, *, remove: str | None = None) -> None:
         """Change the ignore list everywhere it stands: add ``edit``, or put it in the place of ``remove``."""

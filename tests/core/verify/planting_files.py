@@ -81,7 +81,7 @@ def drop_weights(folder: Path) -> None:
 
 
 def first_entry(header: Header) -> Header:
-    return next(value for key, value in header.items() if key != "__metadata__")  # type: ignore[no-any-return]
+    return next(value for key, value in header.items() if key != "__metadata__")
 
 
 def exchange_first_two_shards(index: Header) -> None:

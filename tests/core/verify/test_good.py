@@ -45,7 +45,7 @@ def test_good_checkpoint_raises_nothing(variant: Variant, good: Callable[[Varian
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_factors_moved_between_two_weights_raise_nothing(layout: str, editable, source: Path) -> None:  # type: ignore[no-untyped-def]
+def test_factors_moved_between_two_weights_raise_nothing(layout: str, editable, source: Path) -> None:
     checkpoint = editable(Variant(layout), manifest=True)
     smooth(checkpoint, source)
     record_transformed(UP, DOWN)(checkpoint.save())
@@ -54,7 +54,7 @@ def test_factors_moved_between_two_weights_raise_nothing(layout: str, editable, 
     assert (report.num_transformed, report.checked["FF099"]) == (2, 2)
 
 
-def test_null_says_nothing_of_layers(editable) -> None:  # type: ignore[no-untyped-def]
+def test_null_says_nothing_of_layers(editable) -> None:
     """``per_layer_config`` that is null: the two numbers for all layers of full attention hold."""
     checkpoint = editable(Variant(MODELOPT.name))
     path = checkpoint.save() / "config.json"
@@ -82,7 +82,7 @@ def test_counts_say_what_was_looked_at(good: Callable[[Variant], Path], source: 
     assert report.skipped == {}
 
 
-def test_without_source_and_manifest_the_report_says_what_was_skipped(editable) -> None:  # type: ignore[no-untyped-def]
+def test_without_source_and_manifest_the_report_says_what_was_skipped(editable) -> None:
     report = verify_checkpoint(editable(Variant(MODELOPT.name)).folder)
     assert report.ok
     assert report.skipped["FF080"] == "no source model given"

@@ -34,6 +34,7 @@ from fourfold.config import KVCache, Scheme
 from fourfold.errors import CheckpointError, QuantizationError
 from fourfold.manifest import Fallback, Fate, Manifest, TensorFate, sha256_file, sha256_files
 from fourfold.models.gemma4 import LinearModule, ModuleName
+from fourfold.targets import require_whole_groups
 
 if TYPE_CHECKING:
     import torch
@@ -54,6 +55,8 @@ class ArtifactWriter:
     """
 
     def __init__(self, folder: Path, job: QuantizeJob, *, max_shard_bytes: int = DEFAULT_SHARD_BYTES) -> None:
+        # A job made by hand has not been through resolve_targets; what is left out of a fused tensor would be lost.
+        require_whole_groups(job.gemma, job.targets)
         self.folder, self._job = folder, job
         self._shards = ShardWriter(folder, max_shard_bytes=max_shard_bytes, digest=sha256_file)
         self._missing = {module.name: module for module in job.targets}

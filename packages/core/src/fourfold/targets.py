@@ -33,7 +33,7 @@ def resolve_targets(gemma: Gemma4Moe, recipe: Recipe) -> tuple[LinearModule, ...
     if not targets:
         raise ConfigError("recipe: the patterns exclude every module; nothing would be quantized")
     _require_block_width(targets)
-    _require_whole_groups(gemma, targets)
+    require_whole_groups(gemma, targets)
     return targets
 
 
@@ -50,7 +50,8 @@ def _require_block_width(targets: tuple[LinearModule, ...]) -> None:
             )
 
 
-def _require_whole_groups(gemma: Gemma4Moe, targets: tuple[LinearModule, ...]) -> None:
+def require_whole_groups(gemma: Gemma4Moe, targets: tuple[LinearModule, ...]) -> None:
+    """Raise :class:`ConfigError` for a part of a scale group, or of a layer's experts."""
     chosen = frozenset(module.name for module in targets)
     members: dict[str, list[LinearModule]] = defaultdict(list)
     for module in gemma.linears.values():
