@@ -177,6 +177,6 @@ if __name__ == "__main__":
     CODE = main(sys.argv[1:])
     sys.stdout.flush()
     sys.stderr.flush()
-    # Not through the interpreter's end: a thread of Gloo may still give up tensors there, and abort the process, as it
-    # did now and then on a busy machine (pytorch/pytorch#179291).
+    # Not through the interpreter's end: twice on a busy machine a process aborted that had done its work, and a thread
+    # of Gloo that gives up tensors there is known to do that (pytorch/pytorch#179291).
     os._exit(CODE)

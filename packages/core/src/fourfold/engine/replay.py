@@ -1,7 +1,7 @@
 """A layer's kernels, recorded once and started again for every batch.
 
 Kernels that Python starts one by one come late to the GPU while other threads read, pack and write layers: 13.5 ms a
-batch and layer at the 26B's size, 10.8 recorded (docs/engine.md). A recording (a CUDA graph) is started by one call,
+batch and layer at the 26B's size, 11.5 recorded (docs/engine.md). A recording (a CUDA graph) is started by one call,
 and is the same kernels on the same numbers, so results are the same to the bit.
 """
 
