@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from fourfold.checkpoint.atomic import atomic_folder
+from fourfold.errors import OutputError
 from fourfold.verify import verify_checkpoint
 
 FOURFOLD = Path(sys.executable).parent / "fourfold"
@@ -135,6 +137,15 @@ def test_a_full_disk_is_one_line_and_room_is_all_it_takes(stage, disk, finished,
     assert stderr.count("\n") == 1
     filler.unlink()
     finish(disk, finished, stage, cli_json)
+
+
+def test_a_copy_onto_a_full_disk_names_the_disk_and_not_what_was_copied(disk, tmp_path):
+    source = tmp_path / "config.json"
+    source.write_bytes(bytes(2**14))
+    fill(disk)
+    with pytest.raises(OutputError) as caught, atomic_folder(disk / "out") as folder:
+        shutil.copyfile(source, folder / "config.json")
+    assert str(caught.value) == f"{disk / 'out'}: the disk is full; nothing was left half-written"
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="takes a capability from root; others never had it")

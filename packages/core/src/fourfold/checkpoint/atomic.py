@@ -130,10 +130,12 @@ def explain_os_error(error: OSError, destination: Path) -> OutputError:
 
 def _elsewhere(error: OSError, destination: Path) -> Path | None:
     """The place that ``error`` names, unless it is below ``destination``, beside it, or a folder above it."""
+    # A copy names two files, and the one that it reads first; no read ever lacked room.
+    name = error.filename2 if is_full_disk(error) and error.filename2 is not None else error.filename
     # A name without a folder is one that was looked for in an open folder, which is always one of ours.
-    if not isinstance(error.filename, str) or not Path(error.filename).is_absolute():
+    if not isinstance(name, str) or not Path(name).is_absolute():
         return None
-    place, whole = Path(error.filename), destination.absolute()
+    place, whole = Path(name), destination.absolute()
     partial = partial_of(whole)
     own = place.parent == whole.parent or whole.is_relative_to(place)
     return None if own or place.is_relative_to(whole) or place.is_relative_to(partial) else place
