@@ -27,6 +27,7 @@ FAULTS = [
     (Q, "refuseslate", "accepted_work_finishes", "W4A4 with KV cache none behind unfuser 'reference' was accepted"),
     (Q, "nokvscales", "accepted_work_finishes", r"left out model.*self_attn \(2 missing\)"),
     (Q, "leavesoneout", "every_target_is_written", r"the quantizer left out .* \(48 missing\)"),
+    (Q, "onescheme", "schemes_may_differ", "accepts weights_only, then fails: .*_proj: scheme W4A16 has none"),
     (Q, "nanblockscale", "scales_are_usable", "a block scale is not finite"),
     (Q, "zeroblockscale", "scales_are_usable", "a block scale is zero above codes that are not"),
     (Q, "ownscales", "scale_groups_share", "its modules have different global_scale"),

@@ -32,7 +32,7 @@ PLUGINS: dict[Role, tuple[str, dict]] = {
 #: What these least plugins have nothing to show for.
 NOTHING_TO_SHOW = {
     Role.UNFUSER: {"experts_become_named_linears", "changes_are_carried_back"},
-    Role.QUANTIZER: {"expert_tokens_are_counted", "rare_experts_are_not_hidden"},
+    Role.QUANTIZER: {"schemes_may_differ", "expert_tokens_are_counted", "rare_experts_are_not_hidden"},
 }
 
 

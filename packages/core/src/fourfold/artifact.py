@@ -56,7 +56,7 @@ class ArtifactWriter:
 
     def __init__(self, folder: Path, job: QuantizeJob, *, max_shard_bytes: int = DEFAULT_SHARD_BYTES) -> None:
         # A job made by hand has not been through resolve_targets; what is left out of a fused tensor would be lost.
-        require_whole_groups(job.gemma, job.targets)
+        require_whole_groups(job.gemma, job.targets, job.recipe)
         self.folder, self._job = folder, job
         self._shards = ShardWriter(folder, max_shard_bytes=max_shard_bytes, digest=sha256_file)
         self._missing = {module.name: module for module in job.targets}
@@ -79,7 +79,7 @@ class ArtifactWriter:
         encode_scale: torch.Tensor | float | None = None,
         input_encode_scale: torch.Tensor | float | None = None,
     ) -> None:
-        """One target's canonical tensors; ``input_global_scale`` exactly when the scheme is W4A4.
+        """One target's canonical tensors; ``input_global_scale`` exactly when its scheme is W4A4.
 
         The encode scales are a toolchain's own divisors; each is stored only where ``1 / scale`` is not it.
         """
@@ -90,9 +90,10 @@ class ArtifactWriter:
             raise QuantizationError(f"{module.name}: was written {known}")
         if tuple(weight.shape) != module.shape:
             raise QuantizationError(f"{module.name}: shape {list(weight.shape)}, expected {list(module.shape)}")
-        if (input_global_scale is None) is (self._job.recipe.scheme is Scheme.W4A4):
-            expected = "needs one" if self._job.recipe.scheme is Scheme.W4A4 else "has none"
-            raise QuantizationError(f"{module.name}: scheme {self._job.recipe.scheme} {expected}: input_global_scale")
+        scheme = self._job.recipe.scheme_of(module.name)
+        if (input_global_scale is None) is (scheme is Scheme.W4A4):
+            expected = "needs one" if scheme is Scheme.W4A4 else "has none"
+            raise QuantizationError(f"{module.name}: scheme {scheme} {expected}: input_global_scale")
         del self._missing[module.name]
         self._shards.add(f"{module.name}.{PACKED_WEIGHT}", weight.packed_weight)
         self._shards.add(f"{module.name}.{BLOCK_SCALE}", weight.block_scale)

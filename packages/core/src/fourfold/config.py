@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from enum import StrEnum
+from fnmatch import fnmatchcase
 from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -52,6 +53,10 @@ class Scheme(StrEnum):
     W4A16 = "W4A16"
 
 
+#: What a checkpoint is called whose modules are not all of one scheme.
+MIXED = f"{Scheme.W4A4} + {Scheme.W4A16}"
+
+
 class KVCache(StrEnum):
     """How the checkpoint asks the server to store keys and values."""
 
@@ -83,13 +88,15 @@ class Recipe(Config):
     """What is quantized, and how it is stored; the algorithm is the quantizer's option.
 
     Patterns are shell-style (``*``, ``?``, ``[...]``), match a module's whole name
-    (``model.language_model.layers.0.experts.5.gate_proj``) and must each match something.
+    (``model.language_model.layers.0.experts.5.gate_proj``) and must each match something. ``weights_only`` are the
+    targets of a W4A4 recipe whose own inputs stay in BF16: :meth:`scheme_of` says what a module gets.
     """
 
     scheme: Scheme = Scheme.W4A4
     targets: Literal["all-linear", "experts-only", "attention-bf16", "dense-mlp-bf16"] = "all-linear"
     include: tuple[str, ...] = ("*",)
     exclude: tuple[str, ...] = ()
+    weights_only: tuple[str, ...] = ()
     kv_cache: KVCache = KVCache.NONE
     rare_experts: RareExpertRule = RareExpertRule.LAYER_MAX
     #: An expert with fewer calibration tokens than this is rare.
@@ -99,6 +106,15 @@ class Recipe(Config):
     def all_excludes(self) -> tuple[str, ...]:
         """The preset's patterns and the free ones."""
         return TARGET_PRESETS[self.targets] + self.exclude
+
+    def scheme_of(self, module: str) -> Scheme:
+        """The scheme of one target, by its name."""
+        return Scheme.W4A16 if any(fnmatchcase(module, pattern) for pattern in self.weights_only) else self.scheme
+
+    @property
+    def scheme_text(self) -> str:
+        """``W4A4``, ``W4A16``, or for a recipe of both :data:`MIXED`."""
+        return MIXED if self.weights_only else str(self.scheme)
 
 
 def describe_validation_error(error: ValidationError, where: str) -> str:

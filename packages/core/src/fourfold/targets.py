@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterable
 from fnmatch import fnmatchcase
 
-from fourfold.config import Recipe
+from fourfold.config import Recipe, Scheme
 from fourfold.errors import ConfigError
 from fourfold.models.gemma4 import Gemma4Moe, LinearModule, ModuleKind
 from fourfold.nvfp4.constants import BLOCK_SIZE
@@ -16,7 +16,7 @@ def resolve_targets(gemma: Gemma4Moe, recipe: Recipe) -> tuple[LinearModule, ...
     """The modules to quantize, in layer order.
 
     Raises :class:`ConfigError` for a pattern that matches nothing, for a choice that leaves nothing, and for one
-    that a server cannot load: part of a scale group, or some experts of a layer and not the others.
+    that a server cannot load: part of a scale group, or some experts of a layer, left out or in another scheme.
     """
     names = tuple(gemma.linears)
     for option, patterns in (("include", recipe.include), ("exclude", recipe.exclude)):
@@ -33,7 +33,8 @@ def resolve_targets(gemma: Gemma4Moe, recipe: Recipe) -> tuple[LinearModule, ...
     if not targets:
         raise ConfigError("recipe: the patterns exclude every module; nothing would be quantized")
     _require_block_width(targets)
-    require_whole_groups(gemma, targets)
+    _require_two_schemes(targets, recipe)
+    require_whole_groups(gemma, targets, recipe)
     return targets
 
 
@@ -50,8 +51,19 @@ def _require_block_width(targets: tuple[LinearModule, ...]) -> None:
             )
 
 
-def require_whole_groups(gemma: Gemma4Moe, targets: tuple[LinearModule, ...]) -> None:
-    """Raise :class:`ConfigError` for a part of a scale group, or of a layer's experts."""
+def _require_two_schemes(targets: tuple[LinearModule, ...], recipe: Recipe) -> None:
+    """Where a recipe names targets whose activations stay BF16, there are such, and others."""
+    if recipe.weights_only and recipe.scheme is Scheme.W4A16:
+        raise ConfigError("recipe.weights_only: under scheme W4A16 all modules are; leave it out, or say scheme W4A4")
+    for pattern in recipe.weights_only:
+        if not any(fnmatchcase(module.name, pattern) for module in targets):
+            raise ConfigError(f"recipe.weights_only: pattern {pattern!r} matches no module that is quantized")
+    if recipe.weights_only and all(recipe.scheme_of(module.name) is Scheme.W4A16 for module in targets):
+        raise ConfigError("recipe.weights_only: the patterns cover every target; say scheme W4A16 in their place")
+
+
+def require_whole_groups(gemma: Gemma4Moe, targets: tuple[LinearModule, ...], recipe: Recipe) -> None:
+    """Raise :class:`ConfigError` for a part of a scale group or a layer's experts: left out, or in another scheme."""
     chosen = frozenset(module.name for module in targets)
     members: dict[str, list[LinearModule]] = defaultdict(list)
     for module in gemma.linears.values():
@@ -64,4 +76,10 @@ def require_whole_groups(gemma: Gemma4Moe, targets: tuple[LinearModule, ...]) ->
             raise ConfigError(
                 f"recipe: {left_out[0]} is left out while others of {group} are quantized; "
                 "a server loads them as one tensor, so quantize all of them or none"
+            )
+        alone = [module.name for module in modules if recipe.scheme_of(module.name) is Scheme.W4A16]
+        if alone and len(alone) < len(modules):
+            raise ConfigError(
+                f"recipe.weights_only: {alone[0]} is, while others of {group} are {recipe.scheme}; "
+                "a server loads them as one tensor, so name all of them or none"
             )

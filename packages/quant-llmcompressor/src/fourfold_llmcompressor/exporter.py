@@ -3,7 +3,8 @@
 Tensor names, dtypes, shapes and bytes are those of ``save_pretrained(save_compressed=True)``: packed weights
 and block scales as they are, global scales as divisors ([1], float32), so that decode divides by them. The
 config differs in two ways, on purpose: ``targets`` is ``["Linear"]``, with every linear that stayed BF16 in
-``ignore``, and ``ignore`` names linears only.
+``ignore``, and ``ignore`` names linears only. Modules of a W4A4 recipe that are in W4A16 form a second group, by name:
+every reader looks for a module's name before its class.
 
 Runs without the toolchain.
 """
@@ -67,16 +68,12 @@ class CompressedTensorsExporter(Exporter[Options]):
 def quantization_config(artifact: Artifact) -> dict[str, Any]:
     """``quantization_config`` of ``config.json``."""
     recipe = artifact.manifest.recipe
+    groups = [_group(recipe.scheme, ["Linear"])]
+    if recipe.weights_only:
+        alone = {n for n in artifact.manifest.quantized_modules if recipe.scheme_of(n) is Scheme.W4A16}
+        groups.append(_group(Scheme.W4A16, sorted(alone | values_read_from_keys(alone))))
     return {
-        "config_groups": {
-            "group_0": {
-                "format": FORMAT,
-                "input_activations": _INPUTS if recipe.scheme is Scheme.W4A4 else None,
-                "output_activations": None,
-                "targets": ["Linear"],
-                "weights": _WEIGHTS,
-            }
-        },
+        "config_groups": {f"group_{index}": group for index, group in enumerate(groups)},
         "format": FORMAT,
         "global_compression_ratio": None,
         "ignore": unquantized_linears(artifact),
@@ -86,6 +83,16 @@ def quantization_config(artifact: Artifact) -> dict[str, Any]:
         "sparsity_config": {},
         "transform_config": {},
         "version": CONFIG_VERSION,
+    }
+
+
+def _group(scheme: Scheme, targets: list[str]) -> dict[str, Any]:
+    return {
+        "format": FORMAT,
+        "input_activations": _INPUTS if scheme is Scheme.W4A4 else None,
+        "output_activations": None,
+        "targets": targets,
+        "weights": _WEIGHTS,
     }
 
 

@@ -69,7 +69,7 @@ class LlmcompressorOptions(QuantizerOptions):
                 "quantizer.calibrate_all_experts: autoround tunes each expert on its routed tokens; "
                 "leave calibrate_all_experts off"
             )
-        if recipe.scheme is Scheme.W4A16:
+        if recipe.scheme is Scheme.W4A16 or recipe.weights_only:
             raise ConfigError(
                 "quantizer.algorithm: autoround is W4A4 only: llm-compressor 0.14 hands AutoRound 0.15 a "
                 "weights-only NVFP4 type it has no rounding for; choose gptq or expanded-mse for W4A16"

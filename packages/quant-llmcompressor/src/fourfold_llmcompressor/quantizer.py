@@ -42,7 +42,7 @@ class LlmcompressorQuantizer(Quantizer[LlmcompressorOptions]):
         for text in seen.warnings:
             artifact.note(text)
             progress.note(text)
-        divisors = _input_divisors(model, job) if job.recipe.scheme is Scheme.W4A4 else {}
+        divisors = _input_divisors(model, job)
         rare = None
         if seen.counts and not shows_all:
             rare = RareExperts(job, self.options, seen.counts, divisors)
@@ -105,9 +105,11 @@ def check_job(job: QuantizeJob, options: LlmcompressorOptions) -> None:
 
 
 def _input_divisors(model: nn.Module, job: QuantizeJob) -> dict[str, torch.Tensor]:
-    """llm-compressor's activation divisor of every target, float32 []; NaN where it observed nothing."""
+    """llm-compressor's activation divisor of every target in W4A4, float32 []; NaN where it observed nothing."""
     divisors: dict[str, torch.Tensor] = {}
     for module in job.targets:
+        if job.recipe.scheme_of(module.name) is Scheme.W4A16:
+            continue
         linear: Any = model.get_submodule(module.name)
         divisors[str(module.name)] = linear.input_global_scale.detach().cpu().reshape(())
     return divisors

@@ -42,7 +42,7 @@ class RareExperts:
     """The target experts with fewer tokens than the recipe asks for, or none in the algorithm's own pass.
 
     ``counts`` are int [E] by layer, ``divisors`` llm-compressor's activation scales by module (float32 [],
-    NaN where it observed nothing; empty for W4A16). Raises :class:`QuantizationError` where the recipe's rule
+    NaN where it observed nothing; none of modules in W4A16). Raises :class:`QuantizationError` where the recipe's rule
     is ``error``, or where the algorithm has no way out.
     """
 
@@ -124,7 +124,7 @@ def _layer_max(
     sides: dict[tuple[int, bool], list[torch.Tensor]] = defaultdict(list)
     wanted = []
     for module in job.targets:
-        if module.expert is None:
+        if module.expert is None or module.name not in divisors:
             continue
         if (module.layer, module.expert) in rare:
             wanted.append(module)

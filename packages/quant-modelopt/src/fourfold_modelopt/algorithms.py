@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from fourfold.config import Recipe, Scheme
 from fourfold_modelopt.cpu_backend import ACTIVATIONS, WEIGHTS
 from fourfold_modelopt.options import ModelOptOptions
 
@@ -47,10 +46,8 @@ def weight_attributes(options: ModelOptOptions, *, on_cpu: bool) -> dict[str, An
     return attributes | {"backend": WEIGHTS} if on_cpu or options.algorithm == "gptq" else attributes
 
 
-def input_attributes(recipe: Recipe, *, on_cpu: bool) -> dict[str, Any] | None:
-    """Attributes of every target's input quantizer; None under W4A16."""
-    if recipe.scheme is Scheme.W4A16:
-        return None
+def input_attributes(*, on_cpu: bool) -> dict[str, Any]:
+    """Attributes of the input quantizer of every target in W4A4."""
     return _NVFP4 | {"backend": ACTIVATIONS} if on_cpu else _NVFP4
 
 

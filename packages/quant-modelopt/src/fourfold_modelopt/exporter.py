@@ -2,6 +2,7 @@
 
 Beside the tensors (:data:`fourfold.checkpoint.layouts.MODELOPT`) it writes what a server reads: ``quantization_config``
 in ``config.json`` and the same in ``hf_quant_config.json``, both as ModelOpt's ``export_hf_checkpoint`` words them.
+Where modules differ in scheme that is ``MIXED_PRECISION``, with every module's own algorithm in ``quantized_layers``.
 
 The list of unquantized modules uses whole names and one kind of pattern, ``prefix*`` where nothing below the prefix
 is quantized. vLLM matches these patterns as substrings as well, so a prefix always ends with a whole name.
@@ -20,12 +21,13 @@ from fourfold.interfaces.exporter import Exporter
 from fourfold.nvfp4 import BLOCK_SIZE
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
     from fourfold.artifact import Artifact
     from fourfold.progress import Progress
 
 _QUANT_ALGO = {Scheme.W4A4: "NVFP4", Scheme.W4A16: "W4A16_NVFP4"}
+_MIXED = "MIXED_PRECISION"
 #: A part of a text layer, such as ``model.language_model.layers.3.router``.
 _LAYER_PART = re.compile(r"^(?:.+\.)?layers\.\d+\.[^.]+")
 _TEXT_MODEL = re.compile(r"^model\.(?:language_model\.)?(?=layers\.|embed_tokens|norm\.|per_layer)")
@@ -46,34 +48,50 @@ class ModelOptExporter(Exporter[Options]):
 def quantization(artifact: Artifact) -> dict[str, Any]:
     """The content of ``hf_quant_config.json``."""
     recipe = artifact.manifest.recipe
-    return {
-        "producer": _producer(artifact),
-        "quantization": {
-            "quant_algo": _QUANT_ALGO[recipe.scheme],
-            "kv_cache_quant_algo": "FP8" if recipe.kv_cache is KVCache.FP8 else None,
-            "group_size": BLOCK_SIZE,
-            "exclude_modules": exclude_modules(artifact),
-        },
+    facts: dict[str, Any] = {
+        "quant_algo": _QUANT_ALGO[recipe.scheme],
+        "kv_cache_quant_algo": "FP8" if recipe.kv_cache is KVCache.FP8 else None,
+        "group_size": BLOCK_SIZE,
+        "exclude_modules": exclude_modules(artifact),
     }
+    if recipe.weights_only:
+        facts["quant_algo"] = _MIXED
+        facts["quantized_layers"] = {
+            name: {"quant_algo": _QUANT_ALGO[recipe.scheme_of(name)], "group_size": BLOCK_SIZE}
+            for name in artifact.manifest.quantized_modules
+        }
+    return {"producer": _producer(artifact), "quantization": facts}
 
 
 def server_config(hf_quant_config: dict[str, Any]) -> dict[str, Any]:
     """``quantization_config`` of ``config.json``: the same facts in the words that servers look for."""
     facts = hf_quant_config["quantization"]
-    four_bit = {"dynamic": False, "num_bits": 4, "type": "float", "group_size": facts["group_size"]}
-    group: dict[str, Any] = {"weights": four_bit, "targets": ["Linear"]}
-    if facts["quant_algo"] == _QUANT_ALGO[Scheme.W4A4]:
-        group["input_activations"] = dict(four_bit)
     config = {
-        "config_groups": {"group_0": group},
+        "config_groups": _config_groups(facts),
         "ignore": facts["exclude_modules"],
         "quant_algo": facts["quant_algo"],
         "producer": hf_quant_config["producer"],
         "quant_method": "modelopt",
     }
+    if "quantized_layers" in facts:
+        config["quantized_layers"] = facts["quantized_layers"]
     if facts["kv_cache_quant_algo"]:
         config["kv_cache_scheme"] = {"dynamic": False, "num_bits": 8, "type": "float"}
     return config
+
+
+def _config_groups(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """One group of every linear, or of mixed ones a group an algorithm with its modules by name."""
+    modules: dict[str, list[str]] = {}
+    for name, layer in facts.get("quantized_layers", {}).items():
+        modules.setdefault(layer["quant_algo"], []).append(name)
+    groups = {}
+    for index, (algorithm, names) in enumerate(modules.items() or [(facts["quant_algo"], ["Linear"])]):
+        four_bit = {"dynamic": False, "num_bits": 4, "type": "float", "group_size": facts["group_size"]}
+        groups[f"group_{index}"] = {"weights": four_bit, "targets": sorted(names)}
+        if algorithm == _QUANT_ALGO[Scheme.W4A4]:
+            groups[f"group_{index}"]["input_activations"] = dict(four_bit)
+    return groups
 
 
 def exclude_modules(artifact: Artifact) -> list[str]:

@@ -46,7 +46,8 @@ def write_weights(
     """Give every target to ``artifact``, in order."""
     progress.begin("write weights", total=len(linears), unit="module")
     for linear in linears:
-        input_scale = input_global_scale(linear.input_quantizer) if job.recipe.scheme is Scheme.W4A4 else None
+        rounds_inputs = job.recipe.scheme_of(linear.module.name) is Scheme.W4A4
+        input_scale = input_global_scale(linear.input_quantizer) if rounds_inputs else None
         artifact.add_weight(linear.module, quantized_weight(linear), input_scale)
         progress.advance()
 

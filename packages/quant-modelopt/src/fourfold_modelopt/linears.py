@@ -17,6 +17,7 @@ import torch
 from modelopt.torch.quantization.nn import TensorQuantizer
 from torch import nn
 
+from fourfold.config import Recipe, Scheme
 from fourfold.errors import QuantizationError
 from fourfold.models.gemma4 import LinearModule
 
@@ -75,9 +76,11 @@ def _find_fused(experts: Any, target: LinearModule) -> QuantizedLinear:
     return QuantizedLinear(target, experts, quantizers[target.expert], inputs, rows, fused=True)
 
 
-def enable(linears: Iterable[QuantizedLinear], weight: Mapping[str, Any], inputs: Mapping[str, Any] | None) -> None:
-    """Switch the targets' quantizers on with the given attributes; without ``inputs`` weights alone."""
+def enable(
+    linears: Iterable[QuantizedLinear], weight: Mapping[str, Any], inputs: Mapping[str, Any], recipe: Recipe
+) -> None:
+    """Switch the targets' quantizers on with the given attributes, those of inputs where the recipe says W4A4."""
     for linear in linears:
         linear.weight_quantizer.set_from_attribute_config({**weight, "enable": True})
-        if inputs is not None:
+        if recipe.scheme_of(linear.module.name) is Scheme.W4A4:
             linear.input_quantizer.set_from_attribute_config({**inputs, "enable": True})

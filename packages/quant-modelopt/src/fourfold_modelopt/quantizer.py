@@ -88,7 +88,8 @@ class ModelOptQuantizer(Quantizer[ModelOptOptions]):
         enable(
             linears,
             algorithms.weight_attributes(self.options, on_cpu=on_cpu),
-            algorithms.input_attributes(job.recipe, on_cpu=on_cpu),
+            algorithms.input_attributes(on_cpu=on_cpu),
+            job.recipe,
         )
         if job.recipe.kv_cache is KVCache.FP8:
             for name in attention_modules(job):

@@ -10,7 +10,8 @@ from fourfold.reference.options import ReferenceUnfuserOptions
 
 QUANTIZERS = (
     "SoundQuantizer", "RefusesLate", "NoKvScales", "LeavesOneOut", "NanBlockScale", "ZeroBlockScale", "OwnScales",
-    "WrongSigns", "Unseeded", "CountsTooFew", "CountsNothing", "HidesRare", "IgnoresErrorRule", "NoQuantizer",
+    "OneScheme", "WrongSigns", "Unseeded", "CountsTooFew", "CountsNothing", "HidesRare", "IgnoresErrorRule",
+    "NoQuantizer",
 )  # fmt: skip
 OPTIONS = ("AnyAlgorithm", "OpenToAll", "Thawed", "TakesAnything", "OtherInJson")
 UNFUSERS = ("SwapsGateAndUp", "NeverFuses", "ForgetsChanges", "TakesStrangers")

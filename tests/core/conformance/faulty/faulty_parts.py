@@ -31,7 +31,7 @@ class SoundQuantizer(Quantizer):
             weights = [module.read(job.source).float() for module in members]
             scale = global_scale_from_amax(torch.stack([w.abs().amax() for w in weights]).amax())
             for module, weight in zip(members, weights, strict=True):
-                input_scale = self.input_scale() if job.recipe.scheme is Scheme.W4A4 else None
+                input_scale = self.input_scale() if self.scheme(job.recipe, module) is Scheme.W4A4 else None
                 artifact.add_weight(module, self.finish(quantize(weight, global_scale=scale)), input_scale)
         if job.recipe.scheme is Scheme.W4A4:
             self.coverage(job, artifact)
@@ -42,6 +42,9 @@ class SoundQuantizer(Quantizer):
         for module in job.gemma.linears.values():
             if module.projection == "k_proj":
                 artifact.add_kv_scales(module.name.rpartition(".")[0], 0.01, 0.01)
+
+    def scheme(self, recipe, module) -> Scheme:
+        return recipe.scheme_of(module.name)
 
     def group(self, module) -> str:
         return module.scale_group
@@ -104,6 +107,11 @@ class ZeroBlockScale(SoundQuantizer):
 class OwnScales(SoundQuantizer):
     def group(self, module):
         return module.name
+
+
+class OneScheme(SoundQuantizer):
+    def scheme(self, recipe, module) -> Scheme:
+        return recipe.scheme
 
 
 class WrongSigns(SoundQuantizer):

@@ -41,6 +41,9 @@ def quantize(
     ] = "all-linear",
     include: Annotated[list[str] | None, typer.Option(help="Pattern of modules to quantize.")] = None,
     exclude: Annotated[list[str] | None, typer.Option(help="Pattern of modules to leave in BF16.")] = None,
+    weights_only: Annotated[
+        list[str] | None, typer.Option(help="Pattern of modules whose activations stay BF16 under W4A4.")
+    ] = None,
     kv_cache: Annotated[str, typer.Option(help="none or fp8.")] = "none",
     rare_experts: Annotated[str, typer.Option(help="layer-max or error.")] = "layer-max",
     min_expert_tokens: Annotated[int, typer.Option(help="Fewer calibration tokens make an expert rare.")] = 1,
@@ -77,7 +80,8 @@ def quantize(
             "layout": layout,
             "recipe": {
                 "scheme": scheme, "targets": targets, "include": include or ("*",), "exclude": exclude or (),
-                "kv_cache": kv_cache, "rare_experts": rare_experts, "min_expert_tokens": min_expert_tokens,
+                "weights_only": weights_only or (), "kv_cache": kv_cache,
+                "rare_experts": rare_experts, "min_expert_tokens": min_expert_tokens,
             },
             "calibration": default_calibration(model) | rows,
             "device": device,

@@ -37,6 +37,7 @@ CHECKS: dict[Role, tuple[Check, ...]] = {
         quantizers.refusals_come_first,
         quantizers.accepted_work_finishes,
         quantizers.every_target_is_written,
+        quantizers.schemes_may_differ,
         quantizers.scales_are_usable,
         quantizers.scale_groups_share,
         quantizers.decoded_weights_are_close,

@@ -27,6 +27,7 @@ RECIPES = {
     "w4a4": Recipe(),
     "w4a16-experts-only": Recipe(scheme=Scheme.W4A16, targets="experts-only"),
     "w4a4-fp8-kv": Recipe(kv_cache=KVCache.FP8),
+    "w4a4-attention-w4a16": Recipe(weights_only=("*.self_attn.*",)),
 }
 _SCALE = 0.01
 
@@ -129,7 +130,7 @@ def make_artifact(model_path: Path, folder: Path, recipe: Recipe) -> Path:
         groups[module.scale_group] = torch.maximum(amax, groups.get(module.scale_group, amax))
     for module in targets:
         scale = global_scale_from_amax(groups[module.scale_group])
-        input_scale = _SCALE if recipe.scheme is Scheme.W4A4 else None
+        input_scale = _SCALE if recipe.scheme_of(module.name) is Scheme.W4A4 else None
         writer.add_weight(module, quantize(module.read(source), global_scale=scale), input_global_scale=input_scale)
     if recipe.kv_cache is KVCache.FP8:
         for name in dict.fromkeys(m.name.rpartition(".")[0] for m in targets if m.projection == "k_proj"):

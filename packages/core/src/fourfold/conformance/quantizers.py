@@ -52,6 +52,23 @@ def every_target_is_written(subject: Subject) -> None:
                 _require_canonical(artifact, module, recipe.scheme)
 
 
+def schemes_may_differ(subject: Subject) -> None:
+    """Targets that a W4A4 recipe names ``weights_only`` get no input scale, and all others theirs."""
+    recipe, unfuser = _scheme(subject, Scheme.W4A4)
+    for pattern in ("*.self_attn.*", "*.experts.*"):
+        mixed = recipe.model_copy(update={"weights_only": (pattern,)})
+        try:
+            _options(subject).check(mixed, "cpu")
+        except ConfigError:
+            raise NotApplicable("modules of several schemes are refused by its options") from None
+        try:
+            artifact = _artifact(subject, _Run(recipe=mixed, unfuser=unfuser))
+        except QuantizationError as error:
+            raise ConformanceError(f"{subject.name}: accepts weights_only, then fails: {error}") from error
+        for module in _targets(subject, "all-linear"):
+            _require_canonical(artifact, module, mixed.scheme_of(module.name))
+
+
 def scales_are_usable(subject: Subject) -> None:
     """Scales are finite; global scales positive, block scales positive wherever a block has any code."""
     import torch
@@ -166,9 +183,7 @@ def _entry(subject: Subject) -> QuantizerEntry:
 
 
 def _accepted(subject: Subject, kv_cache: KVCache = KVCache.NONE) -> Iterator[tuple[Recipe, str]]:
-    options = subject.parsed_options
-    if not isinstance(options, QuantizerOptions):
-        raise ConformanceError(f"{subject.name}: its options are no QuantizerOptions")
+    options = _options(subject)
     for scheme in Scheme:
         for unfuser in _entry(subject).unfusers:
             recipe = Recipe(scheme=scheme, kv_cache=kv_cache)
@@ -178,6 +193,13 @@ def _accepted(subject: Subject, kv_cache: KVCache = KVCache.NONE) -> Iterator[tu
             except ConfigError:
                 continue
             yield recipe, unfuser
+
+
+def _options(subject: Subject) -> QuantizerOptions:
+    options = subject.parsed_options
+    if not isinstance(options, QuantizerOptions):
+        raise ConformanceError(f"{subject.name}: its options are no QuantizerOptions")
+    return options
 
 
 def _first_accepted(subject: Subject) -> tuple[Recipe, str]:

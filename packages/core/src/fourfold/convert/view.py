@@ -2,13 +2,15 @@
 
 The tensors are read where they stand. What an exporter asks of a manifest comes from the checkpoint's own
 ``manifest.json``; for a checkpoint of another producer it is derived from tensors and config: the scheme from
-the input scales, the KV cache from config and scales, the producer from config.
+the input scales and what the config states of modules without, the KV cache from config and scales, the producer
+from config.
 """
 
 from __future__ import annotations
 
 import importlib.metadata
 import json
+from glob import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +21,7 @@ from fourfold.checkpoint.layouts import CANONICAL, MODELOPT
 from fourfold.config import KVCache, Recipe, Scheme
 from fourfold.errors import CheckpointError
 from fourfold.manifest import MANIFEST_FILE, Component, Fate, Manifest, TensorFate
+from fourfold.verify.schemes import stated_schemes
 
 if TYPE_CHECKING:
     import torch
@@ -84,7 +87,7 @@ class CheckpointView(Artifact):
             kind="checkpoint",
             layout=folder.layout.name,
             source_files={},
-            recipe=Recipe(scheme=self._scheme(), kv_cache=self._kv_cache()),
+            recipe=self._recipe(),
             unfuser=Component(name="unknown"),
             quantizer=Component(name=producer["name"]),
             exporter=None,
@@ -94,18 +97,21 @@ class CheckpointView(Artifact):
             quantized_modules=folder.modules,
         )
 
-    def _scheme(self) -> Scheme:
-        with_scale = [m for m in self.folder.modules if f"{m}.{INPUT_GLOBAL_SCALE}" in self.folder]
+    def _recipe(self) -> Recipe:
+        kv_cache, modules = self._kv_cache(), self.folder.modules
+        with_scale = {m for m in modules if f"{m}.{INPUT_GLOBAL_SCALE}" in self.folder}
         if not with_scale:
-            return Scheme.W4A16
-        if len(with_scale) < len(self.folder.modules):
-            missing = min(set(self.folder.modules) - set(with_scale))
-            name = f"{missing}.{self.folder.layout.input_global_scale}"
+            return Recipe(scheme=Scheme.W4A16, kv_cache=kv_cache)
+        section = self.tensors.config.get(_QUANTIZATION_KEYS[0])
+        stated = stated_schemes(section if isinstance(section, dict) else {}, self.folder.layout, modules)
+        alone = {m for m in modules if m not in with_scale and stated.get(m) is Scheme.W4A16}
+        if missing := set(modules) - with_scale - alone:
+            name = f"{min(missing)}.{self.folder.layout.input_global_scale}"
             raise CheckpointError(
-                f"{self.path}: {name} is missing, though {len(with_scale)} of {len(self.folder.modules)} modules have "
+                f"{self.path}: {name} is missing, though {len(with_scale)} of {len(modules)} modules have "
                 "one; a server would read it uninitialised: calibrate this module"
             )
-        return Scheme.W4A4
+        return Recipe(kv_cache=kv_cache, weights_only=tuple(sorted({_pattern(name) for name in alone})))
 
     def _quantization(self) -> list[dict[str, Any]]:
         """Every block that describes the quantization: of ``config.json``, and ModelOpt's own file."""
@@ -146,3 +152,9 @@ class CheckpointView(Artifact):
         if producer["name"] == "modelopt":
             packages["nvidia-modelopt"] = producer["version"]
         return packages
+
+
+def _pattern(module: str) -> str:
+    """A module's name as a pattern; of an expert all of its layer's, which are of one scheme."""
+    layer, experts, _ = module.partition(".experts.")
+    return f"{escape(layer)}{experts}*" if experts else escape(module)

@@ -33,8 +33,8 @@ def input_scales(
     """Input global scales, float32 [], of one layer's targets, and what was derived instead of measured.
 
     An expert below ``recipe.min_expert_tokens`` gets the largest amax of its layer's other experts, or ends the run, as
-    the recipe says. ``per_layer`` gives all experts of a layer the largest. Under W4A16 there are no scales to give,
-    and only the rule ``error`` applies.
+    the recipe says. ``per_layer`` gives all experts of a layer the largest. Targets in W4A16 have no scales to give,
+    and only the rule ``error`` applies to them.
     """
     targets = tuple(targets)
     tokens = seen.tokens_E.tolist()
@@ -44,11 +44,9 @@ def input_scales(
         if count < recipe.min_expert_tokens or not bool(seen.expert_amax[GATE_UP][expert] > 0)
     )
     _apply_error_rule(targets, tokens, rare, recipe)
-    if recipe.scheme is not Scheme.W4A4:
-        return {}, []
     scales: dict[ModuleName, torch.Tensor] = {}
     fallbacks = []
-    for module in targets:
+    for module in rounding_inputs(targets, recipe):
         amax = seen.input_amax[module.scale_group] if module.expert is None else None
         if module.expert is not None:
             amax_E = seen.expert_amax[DOWN if module.projection == "down_proj" else GATE_UP]
@@ -65,6 +63,11 @@ def input_scales(
         except ValueError as error:
             raise QuantizationError(f"{module.name}: its calibration inputs: {error}") from None
     return scales, fallbacks
+
+
+def rounding_inputs(targets: Iterable[LinearModule], recipe: Recipe) -> tuple[LinearModule, ...]:
+    """Those of ``targets`` whose activations are quantized too."""
+    return tuple(module for module in targets if recipe.scheme_of(module.name) is Scheme.W4A4)
 
 
 def _apply_error_rule(

@@ -151,7 +151,7 @@ def folder_bytes(folder: Path) -> int:
 
 def _scheme(folder: Path) -> str | None:
     if (folder / MANIFEST_FILE).is_file():
-        return str(Manifest.read(folder).recipe.scheme)
+        return Manifest.read(folder).recipe.scheme_text
     config = read_json(folder / CONFIG_FILE)
     quantized = "quantization_config" in config or (folder / "hf_quant_config.json").is_file()
     return None if quantized else "BF16"

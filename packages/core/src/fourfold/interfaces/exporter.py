@@ -15,7 +15,7 @@ A whole minimal plugin::
             from fourfold.export import write_checkpoint
             from fourfold.models.gemma4 import values_read_from_keys
 
-            recipe = artifact.manifest.recipe
+            manifest, recipe = artifact.manifest, artifact.manifest.recipe
             four_bit = {"num_bits": 4, "type": "float", "group_size": 16, "dynamic": False}
             group = {"targets": ["Linear"], "weights": four_bit}
             if recipe.scheme == "W4A4":
@@ -30,6 +30,10 @@ A whole minimal plugin::
                 "config_groups": {"group_0": group}, "producer": producer,
             }
             unified = {"quant_algo": ALGORITHMS[recipe.scheme], "group_size": 16, "exclude_modules": ignore}
+            if recipe.weights_only:  # modules of both schemes: each one's algorithm by its name
+                each = {name: {"quant_algo": ALGORITHMS[recipe.scheme_of(name)]} for name in manifest.quantized_modules}
+                facts |= {"quant_algo": "MIXED_PRECISION", "quantized_layers": each}
+                unified |= {"quant_algo": "MIXED_PRECISION", "quantized_layers": each}
             if recipe.kv_cache == "fp8":
                 facts["kv_cache_scheme"] = {"num_bits": 8, "type": "float", "dynamic": False}
                 unified["kv_cache_quant_algo"] = "FP8"

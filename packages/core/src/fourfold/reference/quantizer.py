@@ -60,10 +60,10 @@ class ReferenceQuantizer(Quantizer[ReferenceQuantizerOptions]):
         self, job: QuantizeJob, reader: TensorReader, artifact: ArtifactWriter, progress: Progress
     ) -> None:
         """Module after module as they are read; memory is bounded by a batch of matrices and a shard."""
-        from fourfold.engine.scales import read_input_scales
+        from fourfold.engine.scales import read_input_scales, rounding_inputs
 
         folder = self.options.input_scales
-        scales = read_input_scales(Path(folder), job.targets) if folder else {}
+        scales = read_input_scales(Path(folder), rounding_inputs(job.targets, job.recipe)) if folder else {}
         progress.begin("quantize weights", total=len(job.targets), unit="module")
         for _, targets in groupby(job.targets, key=lambda module: module.layer):
             for module, weight in self._packer(job).pack(targets, reader.module):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import shlex
 from pathlib import Path
 
-from fourfold.config import Scheme
+from fourfold.config import Recipe, Scheme
 from fourfold.page import Table, markdown_table
 from fourfold.plugins import Registry
 from fourfold.report.candidate import Candidate, choose
@@ -93,13 +93,18 @@ def front_matter(candidate: Candidate, base_model: str | None, license_name: str
 
 
 def _summary(candidate: Candidate) -> str:
-    scheme = candidate.manifest.recipe.scheme if candidate.manifest else None
     lines = ["NVFP4 quantization of a Gemma 4 mixture-of-experts model."]
-    if scheme is not None:
-        lines.append(f"{_SCHEMES[scheme]}.")
+    if candidate.manifest is not None:
+        lines.append(f"{_scheme(candidate.manifest.recipe)}.")
     if candidate.verified is not None:
         lines.append(_verified(candidate))
     return " ".join(lines)
+
+
+def _scheme(recipe: Recipe) -> str:
+    patterns = ", ".join(f"`{pattern}`" for pattern in recipe.weights_only)
+    alone = f"; {_SCHEMES[Scheme.W4A16]} in {patterns}" if patterns else ""
+    return f"{_SCHEMES[recipe.scheme]}{alone}"
 
 
 def _verified(candidate: Candidate) -> str:
@@ -133,7 +138,7 @@ def _key_specs(candidate: Candidate, absent: list[str]) -> str:
         rows += [(name, value, value) for name, value in same]
     else:
         rows += [(name, None, None) for name in ("Total parameters", "Active parameters", "Architecture")]
-    rows.append(("Quantization", "-", _SCHEMES[manifest.recipe.scheme] if manifest else None))
+    rows.append(("Quantization", "-", _scheme(manifest.recipe) if manifest else None))
     return _table(("", "Original (BF16)", "NVFP4 (this)"), rows, "Key Specs", absent)
 
 

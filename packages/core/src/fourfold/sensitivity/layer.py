@@ -32,6 +32,7 @@ class LinearState:
         self.weight_norm = float(linear.weight.double().square().sum())
         self.decoded = nn.Parameter(decoded.weight.to(linear.weight), requires_grad=False)
         self.input_scale = decoded.input_global_scale
+        self.weights_only = decoded.weights_only
         self.amax: torch.Tensor | None = None
         self.tokens = 0
         zero = torch.zeros((), dtype=torch.float64, device=linear.weight.device)
@@ -118,7 +119,7 @@ class QuantizableLayer:
         states = [state for state in self.states if chosen(state.module)]
         for state in states:
             state.linear.weight = state.decoded
-        inputs = states if scheme is Scheme.W4A4 else []
+        inputs = [state for state in states if scheme is Scheme.W4A4 and not state.weights_only]
         try:
             with _hooked(state.linear.register_forward_pre_hook(state.round_input) for state in inputs):
                 yield

@@ -26,11 +26,15 @@ _BATCH_WEIGHTS = 2**24
 
 
 class Decoded(NamedTuple):
-    """One linear: its weight as NVFP4 has it, float32 [O, K], and its input scale, float32 [], if one is stored."""
+    """One linear: its weight as NVFP4 has it, float32 [O, K], and its input scale, float32 [], if one is stored.
+
+    ``weights_only``: its inputs stay BF16, also where W4A4 is measured.
+    """
 
     module: LinearModule
     weight: torch.Tensor
     input_global_scale: torch.Tensor | None
+    weights_only: bool = False
 
 
 class WeightSource(Protocol):
@@ -96,19 +100,20 @@ class CheckpointWeights:
 
     @property
     def scheme(self) -> Scheme:
-        """W4A4 where input scales are stored."""
-        stored = all(f"{module.name}.input_global_scale" in self._checkpoint for module in self.targets)
+        """W4A4 where input scales are stored; a module without one is then one of weights alone."""
+        stored = any(f"{module.name}.input_global_scale" in self._checkpoint for module in self.targets)
         return Scheme.W4A4 if stored else Scheme.W4A16
 
     def decode(self, modules: tuple[LinearModule, ...]) -> Iterator[Decoded]:
         """See :class:`WeightSource`."""
-        read = self._checkpoint.read
+        read, rounds_inputs = self._checkpoint.read, self.scheme is Scheme.W4A4
         for module in modules:
             weight = NVFP4Weight(
                 *(read(f"{module.name}.{part}") for part in ("packed_weight", "block_scale", "global_scale"))
             )
-            scale = f"{module.name}.input_global_scale"
-            yield Decoded(module, weight.dequantize(), read(scale) if scale in self._checkpoint else None)
+            name = f"{module.name}.input_global_scale"
+            scale = read(name) if name in self._checkpoint else None
+            yield Decoded(module, weight.dequantize(), scale, weights_only=rounds_inputs and scale is None)
 
     def _target(self, name: str, gemma: Gemma4Moe) -> LinearModule:
         module = gemma.linears.get(ModuleName(name))

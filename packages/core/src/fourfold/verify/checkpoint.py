@@ -22,6 +22,7 @@ from fourfold.models.gemma4 import Gemma4Moe, LinearModule, ModuleKind, read_gem
 from fourfold.models.gemma4_inputs import norm_before
 from fourfold.verify.expected import imagine_source
 from fourfold.verify.folder import Folder, read_folder
+from fourfold.verify.schemes import stated_schemes, stored_schemes
 from fourfold.verify.shards import StoredTensor, TensorReader
 
 if TYPE_CHECKING:
@@ -154,12 +155,15 @@ class Checkpoint:
         return {name: t for name, t in self.plain.items() if name.rpartition(".")[2] in ("k_scale", "v_scale")}
 
     @cached_property
-    def scheme(self) -> Scheme | None:
-        """What the tensors say: W4A4 when most modules have an input scale."""
-        if not self.modules:
-            return None
-        with_input = sum(PARTS[3] in parts for parts in self.modules.values())
-        return Scheme.W4A4 if 2 * with_input > len(self.modules) else Scheme.W4A16
+    def stated_schemes(self) -> Mapping[str, Scheme]:
+        """What config.json says of the quantized modules, without those it says nothing known of."""
+        return stated_schemes(self.quantization, self.layout, self.modules)
+
+    @cached_property
+    def schemes(self) -> Mapping[str, Scheme]:
+        """What the tensors say: W4A4 when most modules of which the config says the same have an input scale."""
+        with_inputs = {name: PARTS[3] in parts for name, parts in self.modules.items()}
+        return stored_schemes(with_inputs, self.stated_schemes)
 
     @cached_property
     def linears(self) -> Mapping[str, LinearModule]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +11,14 @@ from fourfold.checkpoint.layouts import COMPRESSED_TENSORS, MODELOPT
 from fourfold.config import Scheme
 from fourfold.nvfp4 import BLOCK_SIZE
 from fourfold.verify.checkpoint import HF_QUANT_CONFIG, PARTS
+from fourfold.verify.schemes import (
+    MODELOPT_ALGORITHMS,
+    MODELOPT_MIXED,
+    arguments_of,
+    config_groups,
+    group_targets,
+    quantized_layers,
+)
 
 if TYPE_CHECKING:
     from fourfold.verify.checkpoint import Checkpoint
@@ -17,7 +26,6 @@ if TYPE_CHECKING:
 
 SECTION = "config.json: quantization_config"
 CT_FORMAT = "nvfp4-pack-quantized"
-MODELOPT_ALGORITHMS = {"NVFP4": Scheme.W4A4, "W4A16_NVFP4": Scheme.W4A16}
 _ARCHITECTURES = ("Gemma4ForConditionalGeneration", "Gemma4ForCausalLM")
 _VERSION = re.compile(r"^\d+(\.\d+)+\S*$")
 _FP8_KV = {"num_bits": 8, "type": "float"}
@@ -66,21 +74,26 @@ def method_fits(look: Look, checkpoint: Checkpoint) -> None:
 
 
 def algorithm_is_nvfp4(look: Look, checkpoint: Checkpoint) -> None:
-    """The algorithm (or format, bits and type) is NVFP4, in one config group."""
+    """The algorithm (or format, bits and type) is NVFP4, of each module in one config group."""
     section = checkpoint.quantization
     if not section or checkpoint.layout is None:
         return
     if checkpoint.layout is MODELOPT:
-        _expect(look, f"{SECTION}.quant_algo", section.get("quant_algo"), *MODELOPT_ALGORITHMS)
+        _expect(look, f"{SECTION}.quant_algo", section.get("quant_algo"), *MODELOPT_ALGORITHMS, MODELOPT_MIXED)
+        for name, algorithm in quantized_layers(section).items():
+            _expect(look, f"{SECTION}.quantized_layers.{name}.quant_algo", algorithm, *MODELOPT_ALGORITHMS)
     else:
         _expect(look, f"{SECTION}.format", section.get("format"), CT_FORMAT)
     groups = config_groups(section)
-    if len(groups) != 1:
-        _expect(look, f"{SECTION}.config_groups", f"{len(groups)} groups", "1 group")
+    if not groups:
+        _expect(look, f"{SECTION}.config_groups", "0 groups", "1 group")
+    listed = Counter(target for group in groups.values() for target in set(group_targets(group)))
+    for target in (target for target, number in listed.items() if number > 1):
+        _expect(look, f"{SECTION}.config_groups: {target}", f"in {listed[target]} groups", "in 1 group")
     for name, group in groups.items():
         if checkpoint.layout is COMPRESSED_TENSORS:
             _expect(look, f"{SECTION}.config_groups.{name}.format", group.get("format", CT_FORMAT), CT_FORMAT)
-        for key, arguments in _arguments(group).items():
+        for key, arguments in arguments_of(group).items():
             where = f"{SECTION}.config_groups.{name}.{key}"
             _expect(look, f"{where}.num_bits", arguments.get("num_bits"), 4)
             _expect(look, f"{where}.type", arguments.get("type"), "float")
@@ -93,9 +106,13 @@ def algorithm_is_nvfp4(look: Look, checkpoint: Checkpoint) -> None:
 def group_size_is_16(look: Look, checkpoint: Checkpoint) -> None:
     """Every stated group size is 16."""
     for name, group in config_groups(checkpoint.quantization).items():
-        for key, arguments in _arguments(group).items():
+        for key, arguments in arguments_of(group).items():
             where = f"{SECTION}.config_groups.{name}.{key}.group_size"
             _expect(look, where, arguments.get("group_size"), BLOCK_SIZE)
+    layers = checkpoint.quantization.get("quantized_layers")
+    for name, layer in layers.items() if isinstance(layers, Mapping) else ():
+        stated = layer.get("group_size", BLOCK_SIZE) if isinstance(layer, Mapping) else BLOCK_SIZE
+        _expect(look, f"{SECTION}.quantized_layers.{name}.group_size", stated, BLOCK_SIZE)
     if "group_size" in checkpoint.quantization:
         _expect(look, f"{SECTION}.group_size", checkpoint.quantization["group_size"], BLOCK_SIZE)
 
@@ -123,39 +140,36 @@ def version_stated(look: Look, checkpoint: Checkpoint) -> None:
 
 
 def scheme_agrees(look: Look, checkpoint: Checkpoint) -> None:
-    """The config states W4A4 or W4A16, and the tensors are that."""
-    stated, scheme = stated_scheme(checkpoint), checkpoint.scheme
-    if stated is None or scheme is None:
-        return
-    look.count()
-    if stated is not scheme:
-        with_input = sum(PARTS[3] in parts for parts in checkpoint.modules.values())
-        look.wrong(
-            SECTION, found=f"{stated} stated, input scales in {with_input} of {len(checkpoint.modules)} modules",
-            expected=f"{scheme} stated, or input scales in {'all' if stated is Scheme.W4A4 else 'no'} modules",
-            message=f"the config says {stated}, the tensors are {scheme}; a missing input scale is folded as 0 and "
-            "one token is repeated forever",
-        )  # fmt: skip
-    elif checkpoint.layout is MODELOPT:
-        algorithm = str(checkpoint.quantization.get("quant_algo"))
-        inputs = any("input_activations" in _arguments(g) for g in config_groups(checkpoint.quantization).values())
-        if algorithm in MODELOPT_ALGORITHMS and (MODELOPT_ALGORITHMS[algorithm] is Scheme.W4A16) and inputs:
+    """The config states W4A4 or W4A16, of each module or of all, and the tensors are that."""
+    stated = checkpoint.stated_schemes
+    for scheme in sorted(set(stated.values())):
+        look.count()
+        modules = [name for name in checkpoint.modules if stated.get(name) is scheme]
+        stored = checkpoint.schemes[modules[0]]
+        if stored is not scheme:
+            with_input = sum(PARTS[3] in checkpoint.modules[name] for name in modules)
             look.wrong(
-                f"{SECTION}.config_groups", found="input_activations", expected="none under W4A16_NVFP4",
+                SECTION, found=f"{scheme} stated, input scales in {with_input} of {len(modules)} modules",
+                expected=f"{stored} stated, or input scales in {'all' if scheme is Scheme.W4A4 else 'no'} modules",
+                message=f"the config says {scheme}, the tensors are {stored}; a missing input scale is folded as 0 and "
+                "one token is repeated forever",
+            )  # fmt: skip
+    if checkpoint.layout is MODELOPT:
+        _groups_agree(look, checkpoint)
+
+
+def _groups_agree(look: Look, checkpoint: Checkpoint) -> None:
+    """ModelOpt states a module's algorithm twice, by name and as a config group."""
+    layers = quantized_layers(checkpoint.quantization)
+    for name, group in config_groups(checkpoint.quantization).items():
+        algorithms = {layers.get(target) for target in group_targets(group)} - {None}
+        algorithms |= {str(checkpoint.quantization.get("quant_algo"))} - {MODELOPT_MIXED}
+        inputs = "input_activations" in arguments_of(group)
+        if inputs and any(MODELOPT_ALGORITHMS.get(str(a)) is Scheme.W4A16 for a in algorithms):
+            look.wrong(
+                f"{SECTION}.config_groups.{name}", found="input_activations", expected="none under W4A16_NVFP4",
                 message="quant_algo says weights only, config_groups quantize activations too",
             )  # fmt: skip
-
-
-def stated_scheme(checkpoint: Checkpoint) -> Scheme | None:
-    """The scheme that config.json states; None when it states none we know."""
-    section, groups = checkpoint.quantization, config_groups(checkpoint.quantization)
-    if not section:
-        return None
-    inputs = any("input_activations" in _arguments(group) for group in groups.values())
-    if checkpoint.layout is MODELOPT:
-        stated = MODELOPT_ALGORITHMS.get(str(section.get("quant_algo")))
-        return Scheme.W4A16 if stated is Scheme.W4A4 and groups and not inputs else stated
-    return (Scheme.W4A4 if inputs else Scheme.W4A16) if groups else None
 
 
 def hf_quant_config_agrees(look: Look, checkpoint: Checkpoint) -> None:
@@ -181,12 +195,13 @@ def hf_quant_config_agrees(look: Look, checkpoint: Checkpoint) -> None:
         )  # fmt: skip
         return
     section = checkpoint.quantization
-    sizes = [a.get("group_size") for g in config_groups(section).values() for a in _arguments(g).values()]
+    sizes = [a.get("group_size") for g in config_groups(section).values() for a in arguments_of(g).values()]
     pairs = {
         "quant_algo": (facts.get("quant_algo"), section.get("quant_algo")),
         "kv_cache_quant_algo": (facts.get("kv_cache_quant_algo"), "FP8" if states_fp8_kv(checkpoint) else None),
         "group_size": (facts.get("group_size"), sizes[0] if sizes else BLOCK_SIZE),
         "exclude_modules": (_sorted(facts.get("exclude_modules")), _sorted(section.get("ignore"))),
+        "quantized_layers": (facts.get("quantized_layers"), section.get("quantized_layers")),
     }
     for key, (found, expected) in pairs.items():
         if found != expected:
@@ -259,16 +274,6 @@ def _leaves(section: Mapping[str, Any], prefix: str = "") -> dict[str, object]:
         else:
             leaves[path] = value
     return leaves
-
-
-def config_groups(section: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
-    """The config groups by name; what is no object is left out."""
-    groups = section.get("config_groups")
-    return {str(k): v for k, v in groups.items() if isinstance(v, Mapping)} if isinstance(groups, Mapping) else {}
-
-
-def _arguments(group: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
-    return {k: group[k] for k in ("weights", "input_activations") if isinstance(group.get(k), Mapping)}
 
 
 def _expect(look: Look, where: str, found: object, *allowed: object) -> None:

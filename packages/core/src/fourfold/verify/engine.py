@@ -17,6 +17,7 @@ from fourfold.verify.module import ModuleView, PlainTensor
 from fourfold.verify.registry import RULES
 from fourfold.verify.report import VerifyReport
 from fourfold.verify.rule import Look, Need, Phase, Rule
+from fourfold.verify.schemes import scheme_text
 from fourfold.verify.shards import StoredTensor, TensorReader
 
 if TYPE_CHECKING:
@@ -76,7 +77,7 @@ class _Pass:
         return VerifyReport(
             ok=not any(look.num_findings for look in looks if look.rule not in _DOUBTS),
             layout=checkpoint.layout.name if checkpoint.layout else None,
-            scheme=str(checkpoint.scheme) if checkpoint.scheme else None,
+            scheme=scheme_text(checkpoint.schemes.values()),
             checked={look.rule: look.checked for look in looks},
             skipped=dict(sorted(self._skipped.items())),
             findings=tuple(finding for look in looks for finding in look.findings),

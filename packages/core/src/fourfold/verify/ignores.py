@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING
 
 from fourfold.checkpoint.layouts import MODELOPT
 from fourfold.checkpoint.untrusted import printable
-from fourfold.verify.config import SECTION, config_groups
+from fourfold.verify.config import SECTION
 from fourfold.verify.patterns import LINEAR_CLASSES, PatternList, catches, matcher, means_by_parts, unbounded
+from fourfold.verify.schemes import MODELOPT_MIXED, config_groups, group_targets, quantized_layers
 
 if TYPE_CHECKING:
     from fourfold.verify.checkpoint import Checkpoint
@@ -83,8 +84,11 @@ def ignore_entries_match(look: Look, checkpoint: Checkpoint) -> None:
 
 
 def quantized_targeted(look: Look, checkpoint: Checkpoint) -> None:
-    """Every quantized module is a target of the config group."""
-    if not checkpoint.quantization or checkpoint.layout is MODELOPT:
+    """Every quantized module is a target of a config group, or one of ModelOpt's mixed layers, and nothing else is."""
+    if not checkpoint.quantization:
+        return
+    if checkpoint.layout is MODELOPT:
+        _mixed_layers_quantized(look, checkpoint)
         return
     targets = _targets(checkpoint)
     look.count(len(checkpoint.modules))
@@ -94,6 +98,23 @@ def quantized_targeted(look: Look, checkpoint: Checkpoint) -> None:
                 name, found="no target matches", expected="a target in config_groups",
                 message=f"{name} is quantized but no target covers it; a server builds it unquantized",
             )  # fmt: skip
+
+
+def _mixed_layers_quantized(look: Look, checkpoint: Checkpoint) -> None:
+    if checkpoint.quantization.get("quant_algo") != MODELOPT_MIXED:
+        return
+    layers = quantized_layers(checkpoint.quantization)
+    look.count(len(checkpoint.modules) + len(layers))
+    for name in checkpoint.modules.keys() - layers.keys():
+        look.wrong(
+            name, found="not listed", expected="an entry in quantized_layers",
+            message=f"{name} is quantized but not in quantized_layers; a server builds it unquantized",
+        )  # fmt: skip
+    for name in layers.keys() - checkpoint.modules.keys():
+        look.wrong(
+            f"{SECTION}.quantized_layers: {printable(name, 80)}", found="no quantized module", expected="no such entry",
+            message=f"quantized_layers lists {printable(name, 80)}, which is not quantized; a server finds no scales",
+        )  # fmt: skip
 
 
 def patterns_bounded(look: Look, checkpoint: Checkpoint) -> None:
@@ -112,11 +133,7 @@ def patterns_bounded(look: Look, checkpoint: Checkpoint) -> None:
 
 
 def _target_patterns(checkpoint: Checkpoint) -> list[str]:
-    targets: list[str] = []
-    for group in config_groups(checkpoint.quantization).values():
-        listed = group.get("targets")
-        targets += [t for t in listed if isinstance(t, str)] if isinstance(listed, list) else []
-    return targets
+    return [target for group in config_groups(checkpoint.quantization).values() for target in group_targets(group)]
 
 
 def _targets(checkpoint: Checkpoint) -> PatternList | None:

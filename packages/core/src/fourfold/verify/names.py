@@ -11,8 +11,11 @@ from fourfold.verify.checkpoint import PARTS, REQUIRED_PARTS
 from fourfold.verify.expected import UNLISTED_PREFIXES
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from fourfold.verify.checkpoint import Checkpoint
     from fourfold.verify.rule import Look
+    from fourfold.verify.shards import StoredTensor
 
 _INDEXED = re.compile(r"\.experts\.\d+\.")
 #: Spellings that other tools or servers use inside, and the one a checkpoint has.
@@ -57,11 +60,9 @@ def parts_complete(look: Look, checkpoint: Checkpoint) -> None:
 
 
 def input_scales_present(look: Look, checkpoint: Checkpoint) -> None:
-    """W4A4: every module has an input scale."""
-    if checkpoint.scheme is not Scheme.W4A4:
-        return
-    look.count(len(checkpoint.modules))
-    for module, parts in checkpoint.modules.items():
+    """Every module in W4A4 has an input scale."""
+    for module, parts in _in_scheme(checkpoint, Scheme.W4A4):
+        look.count()
         if PARTS[3] not in parts:
             key = _key(checkpoint, module, PARTS[3])
             look.wrong(
@@ -71,16 +72,18 @@ def input_scales_present(look: Look, checkpoint: Checkpoint) -> None:
 
 
 def input_scales_absent(look: Look, checkpoint: Checkpoint) -> None:
-    """Weights only: no module has an input scale."""
-    if checkpoint.scheme is not Scheme.W4A16:
-        return
-    look.count(len(checkpoint.modules))
-    for parts in checkpoint.modules.values():
+    """No module of weights alone has an input scale."""
+    for _, parts in _in_scheme(checkpoint, Scheme.W4A16):
+        look.count()
         if PARTS[3] in parts:
             look.wrong(
                 parts[PARTS[3]].name, found="an input scale", expected="none, as the scheme is W4A16",
-                message=f"{parts[PARTS[3]].name} is left over in a weights-only checkpoint; no parameter takes it",
+                message=f"{parts[PARTS[3]].name} is left over in a weights-only module; no parameter takes it",
             )  # fmt: skip
+
+
+def _in_scheme(checkpoint: Checkpoint, scheme: Scheme) -> list[tuple[str, Mapping[str, StoredTensor]]]:
+    return [(name, parts) for name, parts in checkpoint.modules.items() if checkpoint.schemes[name] is scheme]
 
 
 def nothing_missing(look: Look, checkpoint: Checkpoint) -> None:

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 from fourfold.checkpoint.index import CONFIG_FILE, is_side_file
 from fourfold.config import KVCache
 from fourfold.manifest import MANIFEST_FILE, Fate, Manifest
-from fourfold.verify.config import stated_scheme, states_fp8_kv
+from fourfold.verify.config import states_fp8_kv
+from fourfold.verify.schemes import scheme_text
 
 if TYPE_CHECKING:
     from fourfold.verify.checkpoint import Checkpoint
@@ -109,10 +110,13 @@ def recipe_agrees(look: Look, checkpoint: Checkpoint) -> None:
     """Scheme and KV cache of the recorded recipe are what the config states."""
     recipe = _manifest(checkpoint).recipe
     look.count()
-    stated, kv = stated_scheme(checkpoint), KVCache.FP8 if states_fp8_kv(checkpoint) else KVCache.NONE
-    if stated is not None and (recipe.scheme, recipe.kv_cache) != (stated, kv):
+    stated, kv = checkpoint.stated_schemes, KVCache.FP8 if states_fp8_kv(checkpoint) else KVCache.NONE
+    other = next((name for name, scheme in stated.items() if recipe.scheme_of(name) is not scheme), None)
+    if stated and (other is not None or recipe.kv_cache is not kv):
+        recorded = recipe.scheme_text if other is None else f"{recipe.scheme_of(other)} of {other}"
+        expected = scheme_text(stated.values()) if other is None else f"{stated[other]}"
         look.wrong(
-            MANIFEST_FILE, found=f"{recipe.scheme}, KV cache {recipe.kv_cache}", expected=f"{stated}, KV cache {kv}",
+            MANIFEST_FILE, found=f"{recorded}, KV cache {recipe.kv_cache}", expected=f"{expected}, KV cache {kv}",
             message="the recorded recipe is not the one config.json states",
         )  # fmt: skip
 

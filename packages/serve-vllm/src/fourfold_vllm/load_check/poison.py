@@ -6,14 +6,14 @@ counts as poisoned only where no key was written either (:mod:`fourfold_vllm.loa
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 import torch
 
 _BYTE = 0x88
 #: vLLM has defaults for these, and a checkpoint may lack them.
 OPTIONAL = ("q_scale", "k_scale", "v_scale", "prob_scale", "q_zero_point", "k_zero_point", "v_zero_point")
-#: vLLM makes these for weight-only checkpoints too, which have none, and drops them after loading.
+#: vLLM makes these for weights-only modules too, which have none, and drops them after loading.
 _INPUT_SCALES = ("input_scale", "input_global_scale")
 
 
@@ -23,8 +23,20 @@ def loadable(model: torch.nn.Module, keys: Iterable[str]) -> dict[str, torch.Ten
     found = {name: parameter.data for name, parameter in model.named_parameters()}
     persistent = model.state_dict()
     found |= {n: b for n, b in model.named_buffers() if n in persistent and n.rpartition(".")[2] in leaves}
-    skipped = OPTIONAL if leaves & set(_INPUT_SCALES) else OPTIONAL + _INPUT_SCALES
-    return {name: tensor for name, tensor in found.items() if tensor.numel() and not name.endswith(skipped)}
+    alone = {name for name, module in model.named_modules() if _is_weights_only(module)}
+    return {name: tensor for name, tensor in found.items() if tensor.numel() and not _is_optional(name, alone)}
+
+
+def _is_weights_only(module: torch.nn.Module) -> bool:
+    """Whether vLLM computes this NVFP4 module with unquantized activations."""
+    method = getattr(module, "quant_method", None)
+    if (spec := getattr(method, "spec", None)) is not None:  # a linear of ModelOpt's layout
+        return spec.activation is None
+    return any(getattr(part, "use_a16", False) for part in (method, getattr(module, "scheme", None)))
+
+
+def _is_optional(name: str, weights_only: Collection[str]) -> bool:
+    return name.endswith(OPTIONAL) or (name.endswith(_INPUT_SCALES) and name.rpartition(".")[0] in weights_only)
 
 
 def poison(tensors: Iterable[torch.Tensor]) -> None:
