@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
+from typing import Any
 
 import pytest
 import torch
@@ -47,16 +49,26 @@ def test_quantization_config_equals_llmcompressors_but_for_targets_and_provenanc
     # It also lists the routers, for their class name; what is in them is listed by both.
     assert their_ignored - ignored == {f"model.language_model.layers.{i}.router" for i in (0, 1)}
     assert ignored - their_ignored == ({VALUES_READ_FROM_KEYS} if name == "experts-only" else set())
-    (group,), (their_group,) = ours["config_groups"].values(), theirs["config_groups"].values()
-    assert group.pop("targets") == ["Linear"]
-    del their_group["targets"]
-    for arguments in (group["weights"], group["input_activations"], ours["kv_cache_scheme"]):
-        if arguments is not None:
-            assert (arguments.pop("observer"), arguments.pop("actorder")) == (None, None)
-    for arguments in (their_group["weights"], their_group["input_activations"], theirs["kv_cache_scheme"]):
-        if arguments is not None:
-            del arguments["observer"], arguments["actorder"]
+    groups, their_groups = ours["config_groups"].values(), theirs["config_groups"].values()
+    assert [*groups][-1].pop("targets") == ["Linear"]
+    for group in (*groups, *their_groups):
+        group.pop("targets", None)
+    for arguments in _arguments(groups, ours["kv_cache_scheme"]):
+        assert (arguments.pop("observer"), arguments.pop("actorder")) == (None, None)
+    for arguments in _arguments(their_groups, theirs["kv_cache_scheme"]):
+        del arguments["observer"], arguments["actorder"]
     assert ours == theirs
+
+
+def _arguments(groups: Iterable[dict[str, Any]], kv_cache: dict[str, Any] | None) -> list[dict[str, Any]]:
+    found = [group[key] for group in groups for key in ("weights", "input_activations")]
+    return [arguments for arguments in (*found, kv_cache) if arguments is not None]
+
+
+def test_modules_of_weights_alone_are_a_group_by_name_with_the_values_read_from_keys(runs: Runs) -> None:
+    config = json.loads((runs["mixed"].checkpoint.path / "config.json").read_text())["quantization_config"]
+    attention = {name for name in runs["mixed"].artifact.manifest.quantized_modules if ".self_attn." in name}
+    assert set(config["config_groups"]["group_0"]["targets"]) == attention | {VALUES_READ_FROM_KEYS}
 
 
 def test_config_is_the_sources_but_for_the_quantization(runs: Runs) -> None:

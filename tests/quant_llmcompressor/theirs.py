@@ -32,8 +32,9 @@ def llmcompressor_alone(model: Path, folder: Path, job: dict[str, Any], tokens: 
         ours.unfuse(loaded)
     if job.get("kv"):
         loaded.config.text_config.allow_global_per_layer_attribute_access = True
+    alone = {"NVFP4A16": [job["weights_only"]]} if "weights_only" in job else {}
     arguments: dict[str, Any] = {
-        "scheme": {job.get("scheme", "NVFP4"): [job.get("pattern", ALL_LINEARS)]},
+        "scheme": {job.get("scheme", "NVFP4"): [job.get("pattern", ALL_LINEARS)]} | alone,
         "kv_cache_scheme": FP8_KV if job.get("kv") else None,
     }
     modifier: Any

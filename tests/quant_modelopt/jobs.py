@@ -24,12 +24,13 @@ def _theirs(
     *,
     patterns: tuple[str, ...] = ("*",),
     activations: bool = True,
+    weights_only: tuple[str, ...] = (),
     kv: bool = False,
     **job: Any,
 ) -> dict[str, Any]:
     return {
         "name": name, "action": "modelopt", "unfuser": unfuser, "tokens": tokens, "patterns": patterns,
-        "activations": activations, "kv": kv, **job,
+        "activations": activations, "weights_only": weights_only, "kv": kv, **job,
     }  # fmt: skip
 
 
@@ -38,6 +39,7 @@ def _algorithm(name: str, **options: Any) -> dict[str, Any]:
 
 
 EXPERTS_ONLY = ("*.experts.*",)
+ATTENTION = ("*.self_attn.*",)
 #: Each of these jobs is done twice: by our backend, and by ModelOpt alone under NAME + "-oracle".
 IDENTITY = (
     "reference",
@@ -47,6 +49,7 @@ IDENTITY = (
     "modelopt-few",
     "w4a16",
     "experts-only",
+    "mixed",
 )
 ALGORITHMS = ("mse", "four-over-six", "local-hessian", "gptq", "awq-clip", "act-headroom")
 
@@ -65,6 +68,8 @@ FIRST_RUN = [
     _theirs("w4a16-oracle", "modelopt", None, activations=False),
     _ours("experts-only", "modelopt", recipe={"targets": "experts-only"}),
     _theirs("experts-only-oracle", "modelopt", patterns=EXPERTS_ONLY),
+    _ours("mixed", recipe={"weights_only": ATTENTION}),
+    _theirs("mixed-oracle", "reference", weights_only=ATTENTION),
     _ours("demo", "modelopt", model="demo"),
     _theirs("demo-oracle", "modelopt", model="demo"),
     *(_algorithm(name) for name in ALGORITHMS),

@@ -88,6 +88,7 @@ def modelopt_alone(model: Path, folder: Path, job: Job) -> None:
         rules.append({"quantizer_name": f"{pattern}weight_quantizer*", "cfg": nvfp4})
         if job["activations"]:
             rules.append({"quantizer_name": f"{pattern}input_quantizer", "cfg": nvfp4})
+    rules += [{"quantizer_name": f"{p}input_quantizer", "enable": False} for p in job["weights_only"]]
     rules += [
         {"quantizer_name": p, "enable": False} for p in ("*router*", "*vision_tower*", "*embed_vision*", "*lm_head*")
     ]

@@ -3,8 +3,8 @@
 Tensor names, dtypes, shapes and bytes are those of ``save_pretrained(save_compressed=True)``: packed weights
 and block scales as they are, global scales as divisors ([1], float32), so that decode divides by them. The
 config differs in two ways, on purpose: ``targets`` is ``["Linear"]``, with every linear that stayed BF16 in
-``ignore``, and ``ignore`` names linears only. Modules of a W4A4 recipe that are in W4A16 form a second group, by name:
-every reader looks for a module's name before its class.
+``ignore``, and ``ignore`` names linears only. Modules of a W4A4 recipe that are in W4A16 form a group of their own, by
+name: every reader looks for a module's name before its class.
 
 Runs without the toolchain.
 """
@@ -71,7 +71,7 @@ def quantization_config(artifact: Artifact) -> dict[str, Any]:
     groups = [_group(recipe.scheme, ["Linear"])]
     if recipe.weights_only:
         alone = {n for n in artifact.manifest.quantized_modules if recipe.scheme_of(n) is Scheme.W4A16}
-        groups.append(_group(Scheme.W4A16, sorted(alone | values_read_from_keys(alone))))
+        groups.insert(0, _group(Scheme.W4A16, sorted(alone | values_read_from_keys(alone))))
     return {
         "config_groups": {f"group_{index}": group for index, group in enumerate(groups)},
         "format": FORMAT,

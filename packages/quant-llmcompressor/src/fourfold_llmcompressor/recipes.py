@@ -73,12 +73,15 @@ def quantization_modifier(
     options: LlmcompressorOptions, recipe: Recipe, model: nn.Module, targets: Collection[str]
 ) -> Modifier:
     """The modifier that quantizes ``targets`` (module names)."""
-    schemes = {_PRESETS[recipe.scheme]: ["Linear"]}
+    common: dict[str, Any] = {
+        "targets": ["Linear"],
+        "scheme": _PRESETS[recipe.scheme],
+        "ignore": ignore_patterns(model, targets),
+    }
     if recipe.weights_only:
-        # A pattern of names goes before a class.
+        # A pattern of names goes before a class. (AutoRound reads one scheme by its name, and takes no mixed recipe.)
         alone = full_match(name for name in targets if recipe.scheme_of(name) is Scheme.W4A16)
-        schemes[_PRESETS[Scheme.W4A16]] = [alone]
-    common: dict[str, Any] = {"scheme": schemes, "ignore": ignore_patterns(model, targets)}
+        common["scheme"] = {_PRESETS[recipe.scheme]: ["Linear"], _PRESETS[Scheme.W4A16]: [alone]}
     if recipe.kv_cache is KVCache.FP8:
         common["kv_cache_scheme"] = _FP8_KV
     if options.algorithm == "gptq":
