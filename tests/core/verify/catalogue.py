@@ -5,6 +5,7 @@ from __future__ import annotations
 from .faults import Fault
 from .faults_config import CONFIG_FAULTS
 from .faults_hostile import HOSTILE_FAULTS
+from .faults_mixed import MIXED_FAULTS
 from .faults_names import NAME_FAULTS
 from .faults_record import RECORD_FAULTS
 from .faults_scales import SCALE_FAULTS
@@ -20,5 +21,6 @@ CATALOGUE: tuple[Fault, ...] = (
     *VALUE_FAULTS,
     *STEALTH_FAULTS,
     *CONFIG_FAULTS,
+    *MIXED_FAULTS,
     *RECORD_FAULTS,
 )

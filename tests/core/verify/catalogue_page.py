@@ -17,6 +17,10 @@ from .faults import BOTH, Fault
 
 #: Kind of fault -> what a fault's rule and name look like; the first that fits counts.
 KINDS = (
+    (
+        "modules of two schemes",
+        r"quantized_layers|two schemes|weights alone|two config groups|other algorithms|another group",
+    ),
     ("reciprocal scales", r"reciprocal"),
     ("denormal scales", r"denormal|subnormal"),
     ("infinite or NaN scales", r"FF050|scale (infinite|NaN)|scale NaN|NaN block"),

@@ -13,6 +13,7 @@ from .planting_files import (
     remove,
     write,
 )
+from .planting_mixed import MIXED
 from .planting_transformed import DOWN, GATE, UP, noise, record_transformed, smooth
 
 RECORD_FAULTS = (
@@ -77,6 +78,13 @@ RECORD_FAULTS = (
         "FF134",
         after=manifest(lambda m: m["recipe"].__setitem__("scheme", "W4A16")),
         manifest=True,
+    ),
+    Fault(
+        "another module of weights alone recorded",
+        "FF134",
+        after=manifest(lambda m: m["recipe"].__setitem__("weights_only", ["*.mlp.*"])),
+        manifest=True,
+        variant=MIXED,
     ),
     Fault("a fallback of no module", "FF135", after=record_fallback("nowhere"), manifest=True),
     Fault(

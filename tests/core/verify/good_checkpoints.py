@@ -45,12 +45,14 @@ class Variant:
     policy: BlockScalePolicy = BlockScalePolicy.FOURFOLD
     exclude: tuple[str, ...] = ()
     headroom: bool = False
+    weights_only: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
         """For test ids."""
         parts = [self.layout, self.scheme, f"kv-{self.kv_cache}", self.targets, self.policy.value]
         marks = {"sharded": self.sharded, "excludes": self.exclude, "headroom": self.headroom}
+        marks["mixed"] = bool(self.weights_only)
         return "-".join([*map(str, parts), *(mark for mark, is_set in marks.items() if is_set)])
 
 
@@ -77,6 +79,7 @@ def _quantize(source: TensorFolder, variant: Variant, folder: Path) -> None:
             "kv_cache": variant.kv_cache,
             "targets": variant.targets,
             "exclude": variant.exclude,
+            "weights_only": variant.weights_only,
         },
         where="",
     )
@@ -96,7 +99,8 @@ def _quantize(source: TensorFolder, variant: Variant, folder: Path) -> None:
         scale = global_scale_from_amax(amax[module.scale_group], variant.policy)
         weight = quantize(module.read(source), global_scale=scale, policy=variant.policy)
         own = _input_amax(module, variant.headroom) / GLOBAL_SCALE_DIVISOR
-        writer.add_weight(module, weight, own if variant.scheme is Scheme.W4A4 else None)
+        alone = any(_like(module.name, pattern) for pattern in variant.weights_only)
+        writer.add_weight(module, weight, own if variant.scheme is Scheme.W4A4 and not alone else None)
     if variant.kv_cache is KVCache.FP8:
         for layer in range(LAYERS):
             writer.add_kv_scales(f"{TEXT}.{layer}.self_attn", 0.01, 0.02)
@@ -158,6 +162,8 @@ def _config_files(artifact: Artifact, variant: Variant) -> dict[str, dict[str, A
             "quant_algo": algorithm, "kv_cache_quant_algo": "FP8" if fp8 else None, "group_size": 16,
             "exclude_modules": patterns,
         }  # fmt: skip
+        if variant.weights_only:
+            _mix_modelopt(section, facts, sorted(quantized), variant.weights_only)
         hf = {"producer": producer, "quantization": facts}
         return {
             "config.json": artifact.source_config | {"quantization_config": section},
@@ -168,12 +174,35 @@ def _config_files(artifact: Artifact, variant: Variant) -> dict[str, dict[str, A
         "format": "nvfp4-pack-quantized", "targets": ["Linear"], "weights": arguments, "output_activations": None,
         "input_activations": arguments | {"dynamic": "local"} if w4a4 else None,
     }  # fmt: skip
+    groups = {"group_0": group}
+    if variant.weights_only:
+        alone = [name for name in quantized if any(_like(name, pattern) for pattern in variant.weights_only)]
+        # As for the list of ignored modules: q, k and v are one linear.
+        values = [f"{KEYS_AS_VALUES}.v_proj"] if f"{KEYS_AS_VALUES}.k_proj" in alone else []
+        groups["group_1"] = group | {"targets": sorted([*alone, *values]), "input_activations": None}
     section = {
-        "config_groups": {"group_0": group}, "format": "nvfp4-pack-quantized", "ignore": ignored,
+        "config_groups": groups, "format": "nvfp4-pack-quantized", "ignore": ignored,
         "kv_cache_scheme": {"num_bits": 8, "type": "float", "strategy": "tensor", "dynamic": False} if fp8 else None,
         "quant_method": "compressed-tensors", "quantization_status": "compressed", "version": "0.19.0",
     }  # fmt: skip
     return {"config.json": artifact.source_config | {"quantization_config": section}}
+
+
+def _mix_modelopt(
+    section: dict[str, Any], facts: dict[str, Any], quantized: list[str], weights_only: tuple[str, ...]
+) -> None:
+    """ModelOpt's MIXED_PRECISION: each module's algorithm by name, and a config group an algorithm."""
+    alone = {name for name in quantized if any(_like(name, pattern) for pattern in weights_only)}
+    weights = section["config_groups"]["group_0"]["weights"]
+    section["config_groups"] = {
+        "group_0": {"weights": weights, "targets": sorted(alone)},
+        "group_1": {"weights": weights, "input_activations": weights, "targets": sorted({*quantized} - alone)},
+    }
+    for place in (section, facts):
+        place["quant_algo"] = "MIXED_PRECISION"
+        place["quantized_layers"] = {
+            name: {"quant_algo": "W4A16_NVFP4" if name in alone else "NVFP4", "group_size": 16} for name in quantized
+        }
 
 
 def _modelopt_pattern(name: str) -> str:

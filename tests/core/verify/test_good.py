@@ -31,6 +31,8 @@ GOOD = [
         Variant(layout, policy=BlockScalePolicy.COMPRESSED_TENSORS),
         Variant(layout, exclude=(f"{TEXT}.0.experts.*",)),
         Variant(layout, headroom=True),
+        Variant(layout, weights_only=("*.self_attn.*",), sharded=True),
+        Variant(layout, weights_only=("*.experts.*", "*.mlp.*")),
     )
 ]
 
@@ -41,7 +43,10 @@ def test_good_checkpoint_raises_nothing(variant: Variant, good: Callable[[Varian
         report = verify_checkpoint(good(variant), source=given)
         assert report.findings == ()
         assert report.ok
-        assert (report.layout, report.scheme) == (variant.layout, variant.scheme)
+        assert (report.layout, report.scheme) == (
+            variant.layout,
+            "W4A4 + W4A16" if variant.weights_only else variant.scheme,
+        )
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING
 
 from fourfold.checkpoint.layouts import MODELOPT
 from fourfold.checkpoint.untrusted import printable
+from fourfold.models.gemma4 import values_read_from_keys
 from fourfold.verify.config import SECTION
 from fourfold.verify.patterns import LINEAR_CLASSES, PatternList, catches, matcher, means_by_parts, unbounded
-from fourfold.verify.schemes import MODELOPT_MIXED, config_groups, group_targets, quantized_layers
+from fourfold.verify.schemes import MODELOPT_MIXED, config_groups, group_targets, quantized_layers, stated_schemes
 
 if TYPE_CHECKING:
     from fourfold.verify.checkpoint import Checkpoint
@@ -97,6 +98,23 @@ def quantized_targeted(look: Look, checkpoint: Checkpoint) -> None:
             look.wrong(
                 name, found="no target matches", expected="a target in config_groups",
                 message=f"{name} is quantized but no target covers it; a server builds it unquantized",
+            )  # fmt: skip
+    _values_targeted_as_keys(look, checkpoint)
+
+
+def _values_targeted_as_keys(look: Look, checkpoint: Checkpoint) -> None:
+    """A server that fuses q, k and v looks for the name of values too where it reads them from keys."""
+    values = values_read_from_keys(checkpoint.modules)
+    stated = stated_schemes(checkpoint.quantization, checkpoint.layout, values)
+    for name in sorted(values):
+        look.count()
+        keys = f"{name.removesuffix('v_proj')}k_proj"
+        scheme = checkpoint.stated_schemes.get(keys)
+        if stated.get(name) is not scheme:
+            look.wrong(
+                name, found=f"a target in {stated.get(name)}", expected=f"{scheme}, as {keys}",
+                message=f"{name} is read from {keys}, and the targets put the two in different schemes; vLLM builds q, "
+                "k and v as one linear, in that of the class",
             )  # fmt: skip
 
 
