@@ -69,6 +69,20 @@ def experts_only_ct(quantized) -> Path:
     return quantized("experts-only-ct", *CALIBRATION, "--targets", "experts-only", "--layout", "compressed-tensors")
 
 
+ATTENTION, EXPERTS = ("--weights-only", "*.self_attn.*"), ("--weights-only", "*.experts.*")
+REFERENCE = ("--quantizer", "reference", *CALIBRATION)
+
+
+@pytest.fixture(scope="session")
+def mixed(quantized) -> dict[str, Path]:
+    """Two schemes in one checkpoint, by layout and by what is of weights alone: attention, or the experts."""
+    return {
+        f"{layout} {name}": quantized(f"{layout}-{name}", *REFERENCE, *alone, "--layout", layout)
+        for layout in ("modelopt", "compressed-tensors")
+        for name, alone in (("attention", ATTENTION), ("experts", EXPERTS))
+    }
+
+
 @pytest.fixture(scope="session")
 def text_only(modelopt_layout, tmp_path_factory) -> Path:
     """The language model alone, as ``Gemma4ForCausalLM`` stores it: other names, no tower, its own configuration."""
@@ -141,6 +155,7 @@ def engines(
     weight_only,
     float32_tower,
     experts_only,
+    mixed,
     text_only,
     texts,
     pictures,
@@ -168,6 +183,7 @@ def engines(
         {"name": "weight-only", "model": str(weight_only)},
         {"name": "pictures", "model": str(float32_tower), "images": asked},
         {"name": "experts-only", "model": str(experts_only)},
+        *({"name": name, "model": str(folder)} for name, folder in mixed.items()),
     ]
     folder = tmp_path_factory.mktemp("engines")
     request, answer, log = folder / "cases.json", folder / "out.npz", folder / "vllm.log"

@@ -66,7 +66,7 @@ def merge_experts(modules: dict[str, Module]) -> None:
     """One input scale for all gate and up projections of a layer, one for all down projections: the largest."""
     layers = defaultdict(list)
     for name, module in modules.items():
-        if match := EXPERT.fullmatch(name):
+        if module.encode is not None and (match := EXPERT.fullmatch(name)):
             layers[match[1], match[2] == "down"].append(module)
     for members in layers.values():
         smallest = min(module.encode for module in members)
@@ -103,7 +103,7 @@ def build(folder: Path, activations: Activations) -> torch.nn.Module:
     for name, child in model.named_modules():
         if isinstance(child, torch.nn.Linear) and name in modules:
             tensors[f"{name}.weight"] = modules[name].decode()
-            if activations != "none":
+            if activations != "none" and modules[name].encode is not None:
                 round_input(child, modules[name].encode)
         if name.endswith(".experts") and f"{name}.0.gate_proj" in modules:
             members = [
@@ -111,7 +111,7 @@ def build(folder: Path, activations: Activations) -> torch.nn.Module:
             ]
             tensors[f"{name}.gate_up_proj"] = torch.stack([torch.cat([g.decode(), u.decode()]) for g, u, _ in members])
             tensors[f"{name}.down_proj"] = torch.stack([down.decode() for _, _, down in members])
-            if activations != "none":
+            if activations != "none" and members[0][0].encode is not None:
                 round_experts(child, members)
     tensors["lm_head.weight"] = tensors["model.language_model.embed_tokens.weight"]
     kept = {name: tensor.float() for name, tensor in tensors.items() if not name.endswith(("k_scale", "v_scale"))}

@@ -154,6 +154,7 @@ def reports(
     weight_only,
     experts_only,
     experts_only_ct,
+    mixed,
     vllm_python,
     tmp_path_factory,
 ) -> dict[str, LoadReport]:
@@ -161,6 +162,7 @@ def reports(
     folder = tmp_path_factory.mktemp("traps")
     sources = {"modelopt": modelopt_layout, "ct": compressed_tensors_layout}
     folders = sources | {"weight-only": weight_only, "experts-only": experts_only, "experts-only ct": experts_only_ct}
+    folders |= mixed
     for number, (trap, (layout, edit, *_)) in enumerate(TRAPS.items()):
         folders[trap] = plant(sources[layout], folder / str(number), edit)
     out, log = folder / "reports.json", folder / "log"
@@ -183,7 +185,13 @@ def test_trap_is_named(trap, reports):
     assert set(report.num_findings) <= {rule, LoadRule.UNUSABLE, LoadRule.INPUT_SCALE}
 
 
-@pytest.mark.parametrize("name", ["modelopt", "ct", "weight-only", "experts-only", "experts-only ct"])
+SOUND = (
+    "modelopt", "ct", "weight-only", "experts-only", "experts-only ct", "modelopt attention", "modelopt experts",
+    "compressed-tensors attention", "compressed-tensors experts",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SOUND)
 def test_sound_checkpoints_pass(name, reports):
     report = reports[name]
     assert report.ok and not report.findings

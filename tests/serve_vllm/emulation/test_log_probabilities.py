@@ -65,6 +65,16 @@ def test_w4a4(case, engines, reference, request, record_property):
     assert_agrees(found, may_break=True, record_property=record_property)
 
 
+@pytest.mark.parametrize("layout", ["modelopt", "compressed-tensors"])
+@pytest.mark.parametrize("alone", ["attention", "experts"])
+def test_two_schemes_in_one_checkpoint(layout, alone, mixed, engines, reference, record_property):
+    """Each module is computed in its own: rounding the inputs of none, or weights alone of all, is told apart."""
+    case = f"{layout} {alone}"
+    found = compare(*engines[case], reference(mixed[case], "merged"))
+    assert_agrees(found, may_break=True, record_property=record_property)
+    assert compare(*engines[case], reference(mixed[case], "none")).compared < 0.1 * found.positions
+
+
 @pytest.mark.parametrize("case", W4A16)
 def test_w4a16(case, engines, reference, request, record_property):
     found = compare(*engines[case], reference(request.getfixturevalue(W4A16[case]), "none"))
