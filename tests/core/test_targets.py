@@ -75,6 +75,24 @@ def test_presets(gemma, targets, kinds):
         ({"exclude": ("*.self_attn.q_proj",)}, r"q_proj is left out while others of .*self_attn\.qkv are quantized"),
         ({"exclude": ("*.experts.5.*",)}, "left out while others of the experts of layer 0"),
         ({"exclude": ("*.experts.*.up_proj",)}, "a server loads them as one tensor"),
+        (
+            {"weights_only": ("*.router.*",)},
+            r"recipe\.weights_only: pattern '\*\.router\.\*' matches no module that is",
+        ),
+        (
+            {"weights_only": ("*.mlp.*",), "targets": "experts-only"},
+            r"'\*\.mlp\.\*' matches no module that is quantized",
+        ),
+        ({"weights_only": ("*",)}, "the patterns cover every target; say scheme W4A16 in their place"),
+        ({"weights_only": ("*.mlp.*",), "scheme": "W4A16"}, "under scheme W4A16 all modules are; leave it out"),
+        (
+            {"weights_only": ("*.k_proj",)},
+            r"k_proj is, while others of .*self_attn\.qkv are W4A4; a server loads them as",
+        ),
+        (
+            {"weights_only": ("*.experts.5.*",)},
+            "experts.5.down_proj is, while others of the experts of layer 0 are W4A4",
+        ),
     ],
 )
 def test_choices_no_server_can_load_are_refused(gemma, recipe, message):

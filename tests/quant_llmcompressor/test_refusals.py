@@ -96,6 +96,7 @@ def test_awq_is_refused_on_cpu_with_the_reason() -> None:
             {"scheme": "W4A16"},
             r"^quantizer\.algorithm: autoround is W4A4 only: .* choose gptq or expanded-mse",
         ),
+        ({}, {"weights_only": ("*.self_attn.*",)}, r"^quantizer\.algorithm: autoround is W4A4 only: "),
         ({}, {"kv_cache": "fp8"}, r"^quantizer\.algorithm: autoround observes no keys and values, .* choose"),
         (
             {"calibrate_all_experts": True},

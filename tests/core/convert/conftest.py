@@ -95,7 +95,7 @@ def _make_artifact(source: Path, path: Path, recipe: Recipe) -> Artifact:
     )  # fmt: skip
     writer = ArtifactWriter(path, job)
     for number, module in enumerate(job.targets):
-        scale = 0.0001 * (number + 1) if recipe.scheme is Scheme.W4A4 else None
+        scale = 0.0001 * (number + 1) if recipe.scheme_of(module.name) is Scheme.W4A4 else None
         writer.add_weight(module, quantize(module.read(folder)), scale)
     if recipe.kv_cache is KVCache.FP8:
         writer.add_kv_scales(f"{BASE}.self_attn", 0.25, 0.5)

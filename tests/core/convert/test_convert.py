@@ -132,6 +132,20 @@ def test_equals_what_the_exporter_writes_from_the_artifact(
     assert "experts" not in ignored
 
 
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("alone", ["*.self_attn.*", "*.experts.*"])
+def test_each_module_keeps_its_scheme(
+    checkpoint: MakeCheckpoint, registry: Registry, tmp_path: Path, layout: str, alone: str
+) -> None:
+    """Without a manifest, what the config states of a module without an input scale is believed."""
+    exported = checkpoint(BACK[layout], weights_only=(alone,))
+    convert(checkpoint(layout, weights_only=(alone,)), BACK[layout], tmp_path / "out", registry)
+    for path in exported.iterdir():
+        if path.name != "model.safetensors":
+            assert (tmp_path / "out" / path.name).read_bytes() == path.read_bytes(), path.name
+    assert raw(tmp_path / "out").keys() == raw(exported).keys()
+
+
 def test_own_manifest_travels(checkpoint: MakeCheckpoint, registry: Registry, tmp_path: Path, artifacts) -> None:
     path = checkpoint("modelopt")
     manifest = artifacts(Recipe()).manifest

@@ -47,6 +47,10 @@ RECIPES: dict[str, dict[str, Any]] = {
         "unfuser": {"name": "llmcompressor"},
         "recipe": {"scheme": "W4A16"},
     },
+    "activations of attention in BF16": {
+        "quantizer": {"name": "reference", "options": {"algorithm": "gptq", "gptq_sweeps": 4}},
+        "recipe": {"weights_only": ["*.self_attn.*", "*.layers.0.mlp.*"]},
+    },
     "rows cut at a text's end": {
         "quantizer": {"name": "modelopt", "options": {"algorithm": "gptq", "gptq_block_size": 64}},
         "unfuser": {"name": "reference", "options": {"calibrate_all_experts": True}},

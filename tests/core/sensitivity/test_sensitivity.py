@@ -182,29 +182,51 @@ def test_rows_cover_every_linear_and_errors_are_plausible(report: SensitivityRep
     assert read_sensitivity(tmp_path / "sensitivity.json") == report
 
 
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The demo's weights in NVFP4, as the built-in quantizer rounds them."""
-    output = tmp_path_factory.mktemp("sensitivity") / "w4a16"
+def quantized(output: Path, **recipe: Any) -> Path:
+    """The demo in NVFP4, as the built-in quantizer rounds it, calibrated on the rows it is measured on."""
     registry = Registry(build_plugin_manager())
-    config = QuantizeConfig.parse(
-        {"model": "demo", "quantizer": {"name": "reference"}, "recipe": {"scheme": "W4A16"}}, where=""
-    )
-    Pipeline(plan_quantize(config, registry), registry, NoProgress(), output=output, stages=None).run()
+    config = {"model": "demo", "quantizer": {"name": "reference"}, "recipe": recipe, "calibration": ROWS.model_dump()}
+    plan = plan_quantize(QuantizeConfig.parse(config, where=""), registry)
+    Pipeline(plan, registry, NoProgress(), output=output, stages=None).run()
     return output
 
 
-def test_a_checkpoint_is_measured_by_its_own_weights(
-    checkpoint: Path, report: SensitivityReport, by_hand: dict[str, Any]
-) -> None:
+def measured(checkpoint: Path) -> SensitivityReport:
     config = SensitivityConfig(model=str(checkpoint), source="demo", calibration=ROWS, divergence=Divergence.ROLES)
-    own = measure_sensitivity(config, NoProgress())
+    return measure_sensitivity(config, NoProgress())
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return quantized(tmp_path_factory.mktemp("sensitivity") / "w4a16", scheme="W4A16")
+
+
+@pytest.fixture(scope="module")
+def own(checkpoint: Path) -> SensitivityReport:
+    return measured(checkpoint)
+
+
+def test_a_checkpoint_is_measured_by_its_own_weights(
+    own: SensitivityReport, report: SensitivityReport, by_hand: dict[str, Any]
+) -> None:
     assert (own.weights, own.scheme) == ("checkpoint", Scheme.W4A16)
     check_divergence(own, by_hand, 0.002)
     assert own.checkpoint_manifest_sha256 is not None
     for ours, theirs in zip(own.linears, report.linears, strict=True):
         assert ours.weight_error == pytest.approx(theirs.weight_error, rel=1e-6)
         assert ours.output_error_w4a16 == pytest.approx(theirs.output_error_w4a16, rel=1e-5)
+
+
+def test_modules_of_weights_alone_keep_their_inputs(
+    tmp_path: Path, own: SensitivityReport, report: SensitivityReport
+) -> None:
+    """In a checkpoint of two schemes attention costs what it costs in W4A16, to the last bits, and experts more."""
+    mixed = measured(quantized(tmp_path / "mixed", weights_only=["*.self_attn.*"]))
+    kl, alone, both = ({row.role: row.kl for row in found.roles} for found in (mixed, own, report))
+    assert mixed.scheme is Scheme.W4A4
+    assert kl["attention"] == pytest.approx(alone["attention"], rel=1e-6)
+    assert both["attention"] > 1.1 * alone["attention"]
+    assert kl["expert"] > 1.1 * alone["expert"]
 
 
 def test_refusals(checkpoint: Path, tmp_path: Path) -> None:

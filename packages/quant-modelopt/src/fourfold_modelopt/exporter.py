@@ -82,13 +82,14 @@ def server_config(hf_quant_config: dict[str, Any]) -> dict[str, Any]:
 
 def _config_groups(facts: Mapping[str, Any]) -> dict[str, Any]:
     """One group of every linear, or of mixed ones a group an algorithm with its modules by name."""
-    modules: dict[str, list[str]] = {}
-    for name, layer in facts.get("quantized_layers", {}).items():
-        modules.setdefault(layer["quant_algo"], []).append(name)
+    modules = {facts["quant_algo"]: ["Linear"]}
+    if layers := facts.get("quantized_layers"):
+        algorithms = (_QUANT_ALGO[scheme] for scheme in (Scheme.W4A16, Scheme.W4A4))
+        modules = {a: sorted(name for name, layer in layers.items() if layer["quant_algo"] == a) for a in algorithms}
     groups = {}
-    for index, (algorithm, names) in enumerate(modules.items() or [(facts["quant_algo"], ["Linear"])]):
+    for index, (algorithm, names) in enumerate(modules.items()):
         four_bit = {"dynamic": False, "num_bits": 4, "type": "float", "group_size": facts["group_size"]}
-        groups[f"group_{index}"] = {"weights": four_bit, "targets": sorted(names)}
+        groups[f"group_{index}"] = {"weights": four_bit, "targets": names}
         if algorithm == _QUANT_ALGO[Scheme.W4A4]:
             groups[f"group_{index}"]["input_activations"] = dict(four_bit)
     return groups
