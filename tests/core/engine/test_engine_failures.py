@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from fourfold.checkpoint.index import TensorFolder
 from fourfold.engine.distributed import _why
 from fourfold.engine.hidden import HiddenStates, host_memory
+from fourfold.engine.lanes import StreamLane
 from fourfold.engine.model import LayerwiseModel
 from fourfold.errors import CheckpointError, ConfigError, DeviceError, OutputError, QuantizationError, StageError
 from fourfold.progress import NoProgress
@@ -94,6 +95,30 @@ def test_a_missing_file_of_hidden_states_is_refused(tmp_path):
     message = r"layer-001/000000\.bin: hidden states cannot be read \(No such file or directory\); remove the folder of"
     with pytest.raises(CheckpointError, match=message):
         states.read(0)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a driver is here, which locks pages")
+def test_memory_that_cannot_be_page_locked_says_so():
+    memory = host_memory(2**31, pinned=True)
+    memory.reserve(2**20, 1)
+    message = (
+        r"1\.00 GiB of host memory for hidden states cannot be page-locked \(.*\); give them less with --option host"
+    )
+    with pytest.raises(DeviceError, match=message):
+        memory.wait()
+
+
+@pytest.mark.parametrize("memory_bytes", [0, 2**20], ids=["on disk", "in memory"])
+def test_states_come_back_as_those_that_stay(tmp_path, memory_bytes):
+    """torch.compile tells tensors made in inference mode from others; a layer is compiled for the one or the other."""
+    with torch.inference_mode(), StreamLane(HiddenStates(tmp_path, memory_bytes), torch.device("cpu")) as lane:
+        for batch in range(3):
+            lane.put(batch, torch.full((1, 4, 8), float(batch)))
+        lane.finish()
+        lane.advance()
+        back = [states for _, states in lane.batches(3)]
+        assert [states.is_inference() for states in back] == [True, True, True]
+        assert [float(states.mean()) for states in back] == [0, 1, 2]
 
 
 def test_memory_gives_as_often_as_it_says():

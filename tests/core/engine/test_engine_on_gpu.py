@@ -25,11 +25,11 @@ def gpu_bench(registry, tmp_path) -> Bench:
     return make_bench(registry, tmp_path)
 
 
-def make_bench(registry, folder) -> Bench:
+def make_bench(registry, folder, num_rows: int = 32, device: str = "cuda") -> Bench:
     """Four of the 26B's layers, 16 of its experts wide; 16 batches of text."""
     config = full_size_config(layers=4, experts=16, vocabulary=4096, text_only=True)
     model = make_full_size(folder / "model", config)
-    return Bench(registry, model, make_tokens(num_rows=32, length=256), folder, device="cuda")
+    return Bench(registry, model, make_tokens(num_rows=num_rows, length=256), folder, device=device)
 
 
 @pytest.mark.gpu
@@ -44,6 +44,19 @@ def test_replayed_is_one_by_one(gpu_bench, monkeypatch, options):
     one_by_one = gpu_bench.quantize(**options)
     assert differing(replayed, one_by_one) == []
     assert replayed.manifest.expert_token_counts == one_by_one.manifest.expert_token_counts
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("options", [{}, {"fuse": True}], ids=["plain", "fused"])
+def test_streamed_is_resident_though_the_last_batch_is_smaller(registry, tmp_path, options):
+    """On the last GPU there is, which is not the one that a new thread begins with where there are several."""
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device: the engine's kernels were not run")
+    bench = make_bench(registry, tmp_path, num_rows=31, device=f"cuda:{torch.cuda.device_count() - 1}")
+    resident = bench.quantize(**options)
+    for memory in (16, 0):
+        streamed = bench.quantize(stream=True, host_memory_gib=memory, **options)
+        assert differing(resident, streamed) == [], memory
 
 
 @pytest.mark.gpu

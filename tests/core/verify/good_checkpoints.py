@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from fourfold.artifact import Artifact, ArtifactWriter
 from fourfold.checkpoint.index import TensorFolder
-from fourfold.checkpoint.layouts import COMPRESSED_TENSORS, LAYOUTS, MODELOPT, Layout
+from fourfold.checkpoint.layouts import COMPRESSED_TENSORS, LAYOUTS, Layout
 from fourfold.config import KVCache, Recipe, Scheme
 from fourfold.export import write_checkpoint
 from fourfold.interfaces.quantizer import QuantizeJob
@@ -24,12 +25,12 @@ from fourfold.nvfp4 import BlockScalePolicy, global_scale_from_amax, quantize
 from fourfold.nvfp4.constants import GLOBAL_SCALE_DIVISOR
 from fourfold.progress import NoProgress
 
+from .good_configs import KEYS_AS_VALUES as KEYS_AS_VALUES
+from .good_configs import TEXT as TEXT
+from .good_configs import config_files
 from .source_model import EXPERTS as EXPERTS
 from .source_model import LAYERS as LAYERS
 
-TEXT = "model.language_model.layers"
-#: The full-attention layer, which has no v_proj.
-KEYS_AS_VALUES = f"{TEXT}.2.self_attn"
 EXPERT = f"{TEXT}.1.experts.5"
 
 
@@ -63,7 +64,7 @@ def build(source: TensorFolder, variant: Variant, folder: Path) -> Path:
     checkpoint.mkdir()
     _quantize(source, variant, artifact_path)
     artifact = Artifact(artifact_path)
-    files = _config_files(artifact, variant)
+    files = config_files(artifact, variant)
     size = 2**16 if variant.sharded else 2**30
     write_checkpoint(artifact, checkpoint, LAYOUTS[variant.layout], files, NoProgress(), max_shard_bytes=size)
     record = {"kind": "checkpoint", "layout": variant.layout, "files": sha256_files(checkpoint)}
@@ -85,7 +86,7 @@ def _quantize(source: TensorFolder, variant: Variant, folder: Path) -> None:
     )
     patterns = recipe.all_excludes
     targets = tuple(
-        m for m in gemma.linears.values() if not any(Path(m.name).match(p) or _like(m.name, p) for p in patterns)
+        m for m in gemma.linears.values() if not any(Path(m.name).match(p) or fnmatchcase(m.name, p) for p in patterns)
     )
     amax: dict[str, torch.Tensor] = defaultdict(lambda: torch.zeros((), dtype=torch.bfloat16))
     for module in targets:
@@ -99,7 +100,7 @@ def _quantize(source: TensorFolder, variant: Variant, folder: Path) -> None:
         scale = global_scale_from_amax(amax[module.scale_group], variant.policy)
         weight = quantize(module.read(source), global_scale=scale, policy=variant.policy)
         own = _input_amax(module, variant.headroom) / GLOBAL_SCALE_DIVISOR
-        alone = any(_like(module.name, pattern) for pattern in variant.weights_only)
+        alone = any(fnmatchcase(module.name, pattern) for pattern in variant.weights_only)
         writer.add_weight(module, weight, own if variant.scheme is Scheme.W4A4 and not alone else None)
     if variant.kv_cache is KVCache.FP8:
         for layer in range(LAYERS):
@@ -122,95 +123,6 @@ def _input_amax(module: LinearModule, headroom: bool) -> float:
     if headroom:
         return (2_700 if down else 19_000) * (1 + place / 4)
     return (40 if down else 3) * (1 + place)
-
-
-def _like(name: str, pattern: str) -> bool:
-    from fnmatch import fnmatchcase
-
-    return fnmatchcase(name, pattern)
-
-
-def _config_files(artifact: Artifact, variant: Variant) -> dict[str, dict[str, Any]]:
-    """config.json (and hf_quant_config.json) in the words of ModelOpt 0.47 and llm-compressor 0.14."""
-    quantized, ignore = set(artifact.manifest.quantized_modules), {"lm_head"}
-    for name in artifact.kept():
-        module, _, leaf = name.rpartition(".")
-        rank = len(artifact.tensors.entry(name).shape)
-        if leaf == "weight" and rank == 2 and not module.endswith("embed_tokens"):
-            ignore.add(module)
-        elif rank == 3 and leaf in ("gate_up_proj", "down_proj"):
-            parts = ("gate_proj", "up_proj", "down_proj")
-            ignore |= {f"{module}.{e}.{p}" for e in range(EXPERTS) for p in parts}
-    ignored = sorted(ignore - quantized)
-    if f"{KEYS_AS_VALUES}.k_proj" in ignored:
-        # vLLM 0.32 builds q, k and v as one linear and refuses it when it finds only two of them ignored.
-        ignored = sorted([*ignored, f"{KEYS_AS_VALUES}.v_proj"])
-    fp8, w4a4 = variant.kv_cache is KVCache.FP8, variant.scheme is Scheme.W4A4
-    four_bit: dict[str, Any] = {"dynamic": False, "num_bits": 4, "type": "float", "group_size": 16}
-    if variant.layout == MODELOPT.name:
-        patterns = sorted({_modelopt_pattern(name) for name in ignored})
-        group = {"weights": four_bit, "targets": ["Linear"]} | ({"input_activations": four_bit} if w4a4 else {})
-        producer = {"name": "modelopt", "version": "0.47.0"}
-        algorithm = "NVFP4" if w4a4 else "W4A16_NVFP4"
-        section: dict[str, Any] = {
-            "config_groups": {"group_0": group}, "ignore": patterns, "quant_algo": algorithm, "producer": producer,
-            "quant_method": "modelopt",
-        }  # fmt: skip
-        if fp8:
-            section["kv_cache_scheme"] = {"dynamic": False, "num_bits": 8, "type": "float"}
-        facts = {
-            "quant_algo": algorithm, "kv_cache_quant_algo": "FP8" if fp8 else None, "group_size": 16,
-            "exclude_modules": patterns,
-        }  # fmt: skip
-        if variant.weights_only:
-            _mix_modelopt(section, facts, sorted(quantized), variant.weights_only)
-        hf = {"producer": producer, "quantization": facts}
-        return {
-            "config.json": artifact.source_config | {"quantization_config": section},
-            "hf_quant_config.json": hf,
-        }
-    arguments = four_bit | {"strategy": "tensor_group", "symmetric": True}
-    group = {
-        "format": "nvfp4-pack-quantized", "targets": ["Linear"], "weights": arguments, "output_activations": None,
-        "input_activations": arguments | {"dynamic": "local"} if w4a4 else None,
-    }  # fmt: skip
-    groups = {"group_0": group}
-    if variant.weights_only:
-        alone = [name for name in quantized if any(_like(name, pattern) for pattern in variant.weights_only)]
-        # As for the list of ignored modules: q, k and v are one linear.
-        values = [f"{KEYS_AS_VALUES}.v_proj"] if f"{KEYS_AS_VALUES}.k_proj" in alone else []
-        groups["group_1"] = group | {"targets": sorted([*alone, *values]), "input_activations": None}
-    section = {
-        "config_groups": groups, "format": "nvfp4-pack-quantized", "ignore": ignored,
-        "kv_cache_scheme": {"num_bits": 8, "type": "float", "strategy": "tensor", "dynamic": False} if fp8 else None,
-        "quant_method": "compressed-tensors", "quantization_status": "compressed", "version": "0.19.0",
-    }  # fmt: skip
-    return {"config.json": artifact.source_config | {"quantization_config": section}}
-
-
-def _mix_modelopt(
-    section: dict[str, Any], facts: dict[str, Any], quantized: list[str], weights_only: tuple[str, ...]
-) -> None:
-    """ModelOpt's MIXED_PRECISION: each module's algorithm by name, and a config group an algorithm."""
-    alone = {name for name in quantized if any(_like(name, pattern) for pattern in weights_only)}
-    weights = section["config_groups"]["group_0"]["weights"]
-    section["config_groups"] = {
-        "group_0": {"weights": weights, "targets": sorted(alone)},
-        "group_1": {"weights": weights, "input_activations": weights, "targets": sorted({*quantized} - alone)},
-    }
-    for place in (section, facts):
-        place["quant_algo"] = "MIXED_PRECISION"
-        place["quantized_layers"] = {
-            name: {"quant_algo": "W4A16_NVFP4" if name in alone else "NVFP4", "group_size": 16} for name in quantized
-        }
-
-
-def _modelopt_pattern(name: str) -> str:
-    """ModelOpt's list: ``prefix*`` where nothing under the prefix is quantized."""
-    for part in ("router", "experts", "self_attn", "mlp"):
-        if f".{part}." in name and name.startswith(TEXT):
-            return f"{name.split(f'.{part}.')[0]}.{part}*"
-    return ".".join(name.split(".")[:2]) + "*" if name.startswith("model.") else name
 
 
 @dataclass
@@ -269,7 +181,9 @@ class Editable:
     def fill(self, module: str, part: str, value: float) -> None:
         """Store ``value`` itself, in the part's dtype and shape."""
         self.put(
-            module, part, torch.full_like(self.part(module, part).float(), value).to(self.part(module, part).dtype)
+            module,
+            part,
+            torch.fullfnmatchcase(self.part(module, part).float(), value).to(self.part(module, part).dtype),
         )
 
     def swap(self, first: str, second: str) -> None:

@@ -18,7 +18,7 @@ import torch
 
 from fourfold.checkpoint.atomic import is_full_disk
 from fourfold.checkpoint.dtypes import host_bytes
-from fourfold.errors import CheckpointError, OutputError
+from fourfold.errors import CheckpointError, DeviceError, OutputError
 
 _BEGIN_ANEW = "remove the folder of the run's work to begin anew"
 #: Page-locked memory is given out in powers of two; states are cut out of pieces of this size.
@@ -102,7 +102,13 @@ def host_memory(limit_bytes: int, *, pinned: bool) -> HostMemory:
 
 
 def _pinned(nbytes: int) -> torch.Tensor:
-    return torch.empty(nbytes, dtype=torch.uint8, pin_memory=True)
+    try:
+        return torch.empty(nbytes, dtype=torch.uint8, pin_memory=True)
+    except RuntimeError as error:  # the driver's "out of memory" too, which is not that of a GPU
+        raise DeviceError(
+            f"{nbytes / 2**30:.2f} GiB of host memory for hidden states cannot be page-locked "
+            f"({str(error).splitlines()[0]}); give them less with --option host_memory_gib=GIB"
+        ) from error
 
 
 def _piece_size(nbytes: int) -> int:
@@ -193,7 +199,7 @@ class HiddenStates:
         if states.device.type == "cpu":
             return states.contiguous()
         if self._staging is None or self._staging.shape != states.shape:
-            self._staging = torch.empty(states.shape, dtype=states.dtype, pin_memory=True)
+            self._staging = _pinned(states.nbytes).view(states.dtype).view(states.shape)
         return self._staging.copy_(states)
 
     def _spill(self, batch: int, states: torch.Tensor) -> None:

@@ -14,7 +14,7 @@ from typing import Protocol, Self
 import torch
 
 from fourfold.engine.hidden import HiddenStates
-from fourfold.engine.streams import Purpose, stream_for
+from fourfold.engine.streams import Purpose, on_stream, stream_for
 
 #: Batches on their way to the device at once, and results on their way back; each is held there too.
 _COMING, _GOING = 2, 3
@@ -99,11 +99,14 @@ class StreamLane:
                 states.record_stream(torch.cuda.current_stream(self._device))
             yield batch, states
 
+    @torch.inference_mode()
     def _fetch(self, batch: int) -> torch.Tensor:
+        # As states that stay on the device are made: torch.compile tells the two kinds of tensor apart, and a layer
+        # compiled for the one would run uncompiled, and a last bit apart, on the other.
         states = self._states.read(batch)
         if not self._streams:
             return states
-        with torch.cuda.stream(self._streams[0]):
+        with on_stream(self._streams[0]):
             moved = states.to(self._device)
         self._streams[0].synchronize()
         return moved
@@ -123,7 +126,7 @@ class StreamLane:
     def _store(self, batch: int, states: torch.Tensor, ready: torch.cuda.Event | None) -> None:
         if ready is not None:
             ready.synchronize()
-            with torch.cuda.stream(self._streams[1]):
+            with on_stream(self._streams[1]):
                 self._states.write(batch, states)
             return
         self._states.write(batch, states)

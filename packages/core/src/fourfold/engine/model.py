@@ -35,6 +35,10 @@ PLAIN = frozenset({"input_ids", "attention_mask"})
 #: Arguments of a batch that carry media themselves; masks follow from the others.
 _MEDIA_ARGUMENTS = ("pixel_values", "image_position_ids", "pixel_values_videos", "video_position_ids", "input_features")
 
+#: How many shapes of a norm are compiled. All layers' norms are one function to torch, which gives up after eight: what
+#: came ninth would be left as it is, and what comes ninth depends on batches, passes and processes.
+_MOST_SHAPES = 64
+
 
 class _Recorder(nn.Module):
     """Stands where a decoder layer stood, keeps what it is called with, and answers ``output`` or its input."""
@@ -99,6 +103,8 @@ class LayerwiseModel:
             whole = self._loader().from_config(self._config, **self._settings)
         self._class: Any = type(whole)
         self.layers = list(whole.get_decoder().layers)
+        if fuse:
+            torch.compiler.config.recompile_limit = _MOST_SHAPES
         for layer in self.layers if fuse else ():
             for name, module in layer.named_modules():
                 # One more shape than torch compiles of a function, the smallest, is left as it is.
@@ -184,7 +190,10 @@ class LayerwiseModel:
             self._front = self._make_front(media=media)
 
     def _on_device(self, batch: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        return {name: value.to(self.device) for name, value in batch.items()}
+        if self.device.type == "cpu":
+            return dict(batch)
+        # From other memory than page-locked a copy waits for all kernels before it.
+        return {name: value.pin_memory().to(self.device, non_blocking=True) for name, value in batch.items()}
 
     def _make_front(self, *, media: bool) -> nn.Module:
         """The model with one recorder a kind of layer in place of its layers.

@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 import torch
 
-from fourfold.engine.streams import Purpose, stream_for
+from fourfold.engine.streams import Purpose, on_stream, stream_for
 
 #: States [B, T, H] to states, and whether these are finite (bool []).
 Step = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
@@ -50,7 +50,7 @@ class Replay:
         torch.cuda.empty_cache()
         current, recording = torch.cuda.current_stream(self._device), stream_for(Purpose.RECORD, self._device)
         recording.wait_stream(current)
-        with torch.cuda.stream(recording):
+        with on_stream(recording):
             # Other threads go on allocating meanwhile.
             self._graph.capture_begin(capture_error_mode="thread_local")
             try:

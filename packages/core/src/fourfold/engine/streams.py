@@ -30,6 +30,17 @@ def stream_for(purpose: Purpose, device: torch.device) -> torch.cuda.Stream:  # 
     return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
 
+@contextmanager
+def on_stream(stream: torch.cuda.Stream) -> Iterator[None]:
+    """A block whose kernels and copies go to ``stream``.
+
+    A thread's own device is GPU 0 until it says another. Going back to a stream of it, as torch's block alone does at
+    its end, takes some of that GPU's memory, also where it is not the GPU that was asked for.
+    """
+    with torch.cuda.device(stream.device), torch.cuda.stream(stream):
+        yield
+
+
 class OwnStream:
     """The stream for a purpose, as a block to work in. On a CPU there is none, and nothing to do."""
 
@@ -47,6 +58,6 @@ class OwnStream:
         if self._stream is None:
             yield
             return
-        with torch.cuda.stream(self._stream):
+        with on_stream(self._stream):
             yield
         self._stream.synchronize()
