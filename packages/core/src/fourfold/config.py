@@ -96,7 +96,8 @@ class Recipe(Config):
     targets: Literal["all-linear", "experts-only", "attention-bf16", "dense-mlp-bf16"] = "all-linear"
     include: tuple[str, ...] = ("*",)
     exclude: tuple[str, ...] = ()
-    weights_only: tuple[str, ...] = ()
+    #: Bounded, as a stranger's manifest has every module matched against them.
+    weights_only: tuple[str, ...] = Field(default=(), max_length=1_000)
     kv_cache: KVCache = KVCache.NONE
     rare_experts: RareExpertRule = RareExpertRule.LAYER_MAX
     #: An expert with fewer calibration tokens than this is rare.

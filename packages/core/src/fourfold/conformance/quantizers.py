@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator
+from itertools import product
 from pathlib import Path
 
 from fourfold.artifact import BLOCK_SCALE, GLOBAL_SCALE, INPUT_GLOBAL_SCALE, PACKED_WEIGHT, Artifact
@@ -54,8 +55,9 @@ def every_target_is_written(subject: Subject) -> None:
 
 def schemes_may_differ(subject: Subject) -> None:
     """Targets that a W4A4 recipe names ``weights_only`` get no input scale, and all others theirs."""
-    recipe, unfuser = _scheme(subject, Scheme.W4A4)
-    for pattern in ("*.self_attn.*", "*.experts.*"):
+    _scheme(subject, Scheme.W4A4)  # else not applicable
+    accepted = [(recipe, unfuser) for recipe, unfuser in _accepted(subject) if recipe.scheme is Scheme.W4A4]
+    for (recipe, unfuser), pattern in product(accepted, ("*.self_attn.*", "*.experts.*")):
         mixed = recipe.model_copy(update={"weights_only": (pattern,)})
         try:
             _options(subject).check(mixed, "cpu")
