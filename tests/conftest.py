@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from fourfold.environments import ensure_environment, suited_environments
 from fourfold.plugins import Registry, build_plugin_manager
@@ -25,6 +26,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 # A shell starts background jobs with SIGINT ignored, what they start ignores it too, and the tests may be one.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+# The same examples everywhere, and none too slow for a busy machine.
+settings.register_profile("fourfold", deadline=None, derandomize=True)
+settings.load_profile("fourfold")
 Cli = Callable[..., subprocess.CompletedProcess[str]]
 
 

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -18,6 +18,7 @@ from fourfold.checkpoint.atomic import atomic_folder
 from fourfold.errors import OutputError
 from fourfold.verify import verify_checkpoint
 
+Moment = Callable[[Path], bool]
 FOURFOLD = Path(sys.executable).parent / "fourfold"
 #: Root without the capability that lets it pass by permissions: what any owner of the folders is.
 WITHOUT_OVERRIDE = ("setpriv", "--bounding-set", "-dac_override,-dac_read_search")
@@ -53,29 +54,53 @@ def command(work: Path) -> list[str]:
     return [str(FOURFOLD), "quantize", "demo", *places, *OPTIONS]
 
 
+def inside(stage: str) -> Moment:
+    """While a stage writes; of the export before its note, after which nothing more needs room or rights."""
+    return lambda work: bool(list(work.glob(PARTIAL[stage]))) and not noted(work)
+
+
+def verifying(work: Path) -> bool:
+    """After the export's rename, before the run's end."""
+    return (work / "out").exists() and noted(work)
+
+
+def noted(work: Path) -> bool:
+    return bool(list(work.glob("stages/unverified-*")))
+
+
 @contextlib.contextmanager
-def stopped(work: Path, pattern: str, prefix: tuple[str, ...] = ()) -> Iterator[subprocess.Popen[str]]:
-    """A run, and the stage's process if there is one, held still while a path below ``work`` matches."""
+def stopped(work: Path, moment: Moment, prefix: tuple[str, ...] = ()) -> Iterator[subprocess.Popen[str]]:
+    """A run, and the stage's process if there is one, held still at a moment; one that came too late begins anew."""
+    before = set((work / "stages").iterdir())
     for _ in range(10):
         process = subprocess.Popen(
             [*prefix, *command(work), "--json"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
         )
-        while not list(work.glob(pattern)):
+        while not moment(work):
             assert process.poll() is None, process.communicate()
             time.sleep(0.002)
-        held = [process.pid, *stage_processes(work)]
-        for pid in held:
-            os.kill(pid, signal.SIGSTOP)
-        if list(work.glob(pattern)):
-            yield process
+        process.send_signal(signal.SIGSTOP)  # before the list of processes, which takes its time
+        held = [process.pid]
+        for pid in stage_processes(work):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGSTOP)
+                held.append(pid)
+        in_time = moment(work)
+        try:
+            if in_time:
+                yield process
+        finally:
             for pid in held:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGCONT)
+        if in_time:
             return
         process.kill()
         process.communicate()
         shutil.rmtree(work / "out", ignore_errors=True)
-    pytest.fail(f"never saw {pattern} while the run stood still")
+        for path in set((work / "stages").iterdir()) - before:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    pytest.fail("never saw the moment while the run stood still")
 
 
 def stage_processes(work: Path) -> list[int]:
@@ -127,7 +152,7 @@ def disk(tmp_path) -> Iterator[Path]:
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_full_disk_is_one_line_and_room_is_all_it_takes(stage, disk, finished, cli_json):
     prepare(disk, finished, stage)
-    with stopped(disk, PARTIAL[stage]) as process:
+    with stopped(disk, inside(stage)) as process:
         filler = fill(disk)
         assert shutil.disk_usage(disk).free == 0
     _, stderr = process.communicate()
@@ -153,7 +178,7 @@ def test_a_copy_onto_a_full_disk_names_the_disk_and_not_what_was_copied(disk, tm
 def test_a_right_lost_in_a_stage_is_one_line(stage, tmp_path, finished, cli_json):
     work = tmp_path / "work"
     prepare(work, finished, stage)
-    with stopped(work, PARTIAL[stage], WITHOUT_OVERRIDE) as process:
+    with stopped(work, inside(stage), WITHOUT_OVERRIDE) as process:
         places = [work, work / "stages", *(p for p in work.rglob("*.partial"))]
         for place in places:
             place.chmod(0o555)
@@ -175,7 +200,7 @@ def test_a_right_lost_while_verifying_is_one_line(tmp_path, finished, cli_json):
     """The checkpoint is there; only the note on it may not be removed."""
     work = tmp_path / "work"
     prepare(work, finished, "export")
-    with stopped(work, "out", WITHOUT_OVERRIDE) as process:
+    with stopped(work, verifying, WITHOUT_OVERRIDE) as process:
         (work / "stages").chmod(0o555)
     _, stderr = process.communicate()
     (work / "stages").chmod(0o755)
@@ -192,7 +217,7 @@ def test_a_right_lost_while_verifying_is_one_line(tmp_path, finished, cli_json):
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
 def test_a_run_ended_while_verifying_verifies_what_it_wrote(number, tmp_path, finished, cli_json):
     prepare(tmp_path, finished, "export")
-    with stopped(tmp_path, "out") as process:
+    with stopped(tmp_path, verifying) as process:
         written = {p.name: p.stat().st_mtime_ns for p in (tmp_path / "out").iterdir()}
         process.send_signal(number)
     process.communicate()
@@ -209,7 +234,7 @@ def test_a_run_ended_while_verifying_verifies_what_it_wrote(number, tmp_path, fi
 @pytest.mark.parametrize("change", ["command", "file", "extra"])
 def test_a_folder_that_is_not_the_killed_runs_is_refused_as_ever(change, tmp_path, finished, cli):
     prepare(tmp_path, finished, "export")
-    with stopped(tmp_path, "out") as process:
+    with stopped(tmp_path, verifying) as process:
         process.kill()
     process.communicate()
     arguments = command(tmp_path)[1:]

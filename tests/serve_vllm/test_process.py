@@ -153,6 +153,9 @@ def test_a_server_that_hangs_is_given_up_with_its_log(tmp_path):
     code = "import time; print('thinking', flush=True); time.sleep(600)"
     message = r"(?s)did not answer within 0\.5 s; give it more with --option timeout_s=N; the last 1 lines .*  thinking"
     with run_process(python(code), {}, tmp_path / "log") as server, pytest.raises(ServerError, match=message):
+        deadline = time.monotonic() + 60
+        while "thinking" not in (tmp_path / "log").read_text() and time.monotonic() < deadline:
+            time.sleep(0.05)
         wait_ready(server, "http://127.0.0.1:9/health", 0.5, NoProgress())
 
 

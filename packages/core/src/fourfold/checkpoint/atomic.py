@@ -7,7 +7,7 @@ import fcntl
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from fourfold.errors import OutputError
@@ -71,9 +71,20 @@ def _hold_anew(partial: Path, destination: Path) -> Iterator[None]:
                 shutil.rmtree(partial)
             except OSError as error:
                 raise explain_os_error(error, partial) from error
-    partial.mkdir(parents=True)
-    with _held(partial, destination):
-        yield
+    try:
+        try:
+            partial.mkdir(parents=True)
+        except FileExistsError:
+            raise _being_written(destination) from None
+        with _held(partial, destination):
+            yield
+    except OutputError:
+        raise  # another run's folder, or one that is gone already
+    except BaseException:
+        # An interruption may come between making the folder and holding it.
+        with suppress(OutputError, OSError), _held(partial, destination):
+            shutil.rmtree(partial)
+        raise
 
 
 @contextmanager
@@ -85,9 +96,13 @@ def _held(folder: Path, destination: Path) -> Iterator[None]:
             raise BlockingIOError  # removed by another run between the two calls
         yield
     except BlockingIOError:
-        raise OutputError(f"{destination}: another run is writing it; wait for that, or choose another") from None
+        raise _being_written(destination) from None
     finally:
         os.close(descriptor)
+
+
+def _being_written(destination: Path) -> OutputError:
+    return OutputError(f"{destination}: another run is writing it; wait for that, or choose another")
 
 
 def sync_folder(folder: Path) -> None:
