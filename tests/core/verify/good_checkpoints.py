@@ -53,7 +53,7 @@ class Variant:
         """For test ids."""
         parts = [self.layout, self.scheme, f"kv-{self.kv_cache}", self.targets, self.policy.value]
         marks = {"sharded": self.sharded, "excludes": self.exclude, "headroom": self.headroom}
-        marks["mixed"] = bool(self.weights_only)
+        parts += [pattern.strip("*.") + "-alone" for pattern in self.weights_only]
         return "-".join([*map(str, parts), *(mark for mark, is_set in marks.items() if is_set)])
 
 
@@ -183,7 +183,7 @@ class Editable:
         self.put(
             module,
             part,
-            torch.fullfnmatchcase(self.part(module, part).float(), value).to(self.part(module, part).dtype),
+            torch.full_like(self.part(module, part).float(), value).to(self.part(module, part).dtype),
         )
 
     def swap(self, first: str, second: str) -> None:
