@@ -192,6 +192,21 @@ def test_a_card_of_weights_nobody_measured_says_so(folder: Path, registry: Regis
     assert "base_model" not in text.split("---")[1]
 
 
+def test_a_card_says_which_modules_are_of_weights_alone(folder: Path, registry: Registry) -> None:
+    path = folder / "ckpt" / "tiny-NVFP4" / "manifest.json"
+    manifest = json.loads(path.read_text(encoding="utf-8"))
+    manifest["recipe"]["weights_only"] = ["*.self_attn.*"]
+    path.write_text(json.dumps(manifest), encoding="utf-8")
+    write_card(
+        collect(folder), folder, folder / "README.md", registry, checkpoint=None, base_model=None, license_name="mit"
+    )
+    text = (folder / "README.md").read_text(encoding="utf-8")
+    scheme = "W4A4 (FP4 weights and activations); W4A16 (FP4 weights, 16-bit activations) in `*.self_attn.*`"
+    assert f"| Quantization | - | {scheme} |" in text
+    assert f"model. {scheme}." in text
+    assert "--weights-only '*.self_attn.*'" in text
+
+
 def test_refusals(folder: Path, registry: Registry, tmp_path: Path) -> None:
     path = tmp_path / "c.md"
     (tmp_path / "empty").mkdir()
