@@ -100,6 +100,13 @@ def test_choices_no_server_can_load_are_refused(gemma, recipe, message):
         resolve_targets(gemma, Recipe(**recipe))
 
 
+def test_a_strangers_patterns_are_bounded():
+    with pytest.raises(ConfigError, match=r"recipe\.weights_only: Tuple should have at most 256 items"):
+        Recipe.parse({"weights_only": ["*"] * 257}, where="recipe")
+    with pytest.raises(ConfigError, match=r"recipe\.weights_only\.0: String should have at most 256 characters"):
+        Recipe.parse({"weights_only": ["*" * 257]}, where="recipe")
+
+
 def rewrite_config(folder, change):
     config = json.loads((folder / "config.json").read_text())
     change(config)

@@ -111,6 +111,27 @@ def test_tensors_that_cannot_travel(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("module", [f"{BASE}.self_attn.o_proj", DOWN])
+def test_a_lost_input_scale_is_not_one_of_weights_alone(
+    checkpoint: MakeCheckpoint, registry: Registry, tmp_path: Path, module: str
+) -> None:
+    """Where the config says of the module that it has one."""
+    path = checkpoint("modelopt", weights_only=("*.mlp.*",), edit=lambda t: t.pop(f"{module}.input_scale"))
+    message = rf"{module}\.input_scale is missing, though 15 of 19 modules have one"
+    with pytest.raises(CheckpointError, match=message):
+        convert(path, "compressed-tensors", tmp_path / "out", registry)
+
+
+def test_one_expert_of_weights_alone_is_refused(checkpoint: MakeCheckpoint, registry: Registry, tmp_path: Path) -> None:
+    path = checkpoint("modelopt", weights_only=("*.mlp.*",), edit=lambda t: t.pop(f"{DOWN}.input_scale"))
+    config = json.loads((path / "config.json").read_text())
+    config["quantization_config"]["quantized_layers"][DOWN]["quant_algo"] = "W4A16_NVFP4"
+    (path / "config.json").write_text(json.dumps(config))
+    message = rf"{DOWN} is of weights alone and others of its layer's experts are not; a server loads them as one"
+    with pytest.raises(CheckpointError, match=message):
+        convert(path, "compressed-tensors", tmp_path / "out", registry)
+
+
 def test_unknown_kv_cache(checkpoint: MakeCheckpoint, registry: Registry, tmp_path: Path) -> None:
     path = checkpoint("modelopt")
     config = json.loads((path / "config.json").read_text())

@@ -97,9 +97,12 @@ def test_a_missing_file_of_hidden_states_is_refused(tmp_path):
         states.read(0)
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="a driver is here, which locks pages")
-def test_memory_that_cannot_be_page_locked_says_so():
+def test_memory_that_cannot_be_page_locked_says_so(monkeypatch):
+    def refuse(*_, **__):
+        raise RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be reported at some other call")
+
     memory = host_memory(2**31, pinned=True)
+    monkeypatch.setattr(torch, "empty", refuse)
     memory.reserve(2**20, 1)
     message = (
         r"1\.00 GiB of host memory for hidden states cannot be page-locked \(.*\); give them less with --option host"

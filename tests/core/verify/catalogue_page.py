@@ -19,7 +19,7 @@ from .faults import BOTH, Fault
 KINDS = (
     (
         "modules of two schemes",
-        r"quantized_layers|two schemes|weights alone|two config groups|other algorithms|another group",
+        r"quantized_layers|two schemes|weights alone|config groups?|other algorithms|another group|targets|FF119",
     ),
     ("reciprocal scales", r"reciprocal"),
     ("denormal scales", r"denormal|subnormal"),

@@ -37,6 +37,34 @@ def forget(module: str) -> Plant:
     return plant
 
 
+def state_alone(*modules: str) -> Plant:
+    """State modules of W4A4 to be of weights alone, and take their input scales away."""
+
+    def plant(e: Editable, _: Path) -> None:
+        for module in modules:
+            del e.tensors[e.key(module, "input_global_scale")]
+            if e.is_modelopt:
+                layers(lambda listed, name=module: listed[name].update(quant_algo="W4A16_NVFP4"))(e, _)
+                groups = e.section["config_groups"]
+                groups["group_1"]["targets"] = [name for name in groups["group_1"]["targets"] if name != module]
+                groups["group_0"]["targets"] = [*groups["group_0"]["targets"], module]
+            else:
+                e.section["config_groups"]["group_1"]["targets"].append(module)
+
+    return plant
+
+
+def target(*targets: str) -> Plant:
+    """Other targets of the group of weights alone."""
+    return lambda e, _: e.section["config_groups"]["group_1"].__setitem__("targets", list(targets))
+
+
+def in_eight_bits(e: Editable, _: Path) -> None:
+    """The group of weights alone is one in FP8, as some publish attention."""
+    fp8 = {"num_bits": 8, "type": "float", "strategy": "tensor", "dynamic": False, "symmetric": True}
+    e.section["config_groups"]["group_1"] |= {"weights": fp8, "input_activations": fp8}
+
+
 def swap_schemes(e: Editable, _: Path) -> None:
     """State each of the two schemes of the other's modules."""
     if e.is_modelopt:

@@ -49,6 +49,17 @@ def test_good_checkpoint_raises_nothing(variant: Variant, good: Callable[[Varian
         )
 
 
+def test_modelopts_own_config_of_two_schemes_raises_nothing(editable, source: Path) -> None:
+    """It lists what is quantized, and neither what is not nor the size of groups."""
+    checkpoint = editable(Variant(MODELOPT.name, weights_only=("*.self_attn.*",)))
+    checkpoint.section["ignore"] = []
+    for key in ("exclude_modules", "group_size"):
+        del checkpoint.hf["quantization"][key]
+    report = verify_checkpoint(checkpoint.save(), source=source)
+    assert report.findings == ()
+    assert report.checked["FF106"] > 0
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_factors_moved_between_two_weights_raise_nothing(layout: str, editable, source: Path) -> None:
     checkpoint = editable(Variant(layout), manifest=True)

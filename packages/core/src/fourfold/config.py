@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
+from collections.abc import Callable
 from enum import StrEnum
-from fnmatch import fnmatchcase
-from typing import Any, Literal, Self
+from fnmatch import translate
+from functools import cache
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
 from fourfold.checkpoint.untrusted import printable
 from fourfold.errors import ConfigError
@@ -97,7 +100,7 @@ class Recipe(Config):
     include: tuple[str, ...] = ("*",)
     exclude: tuple[str, ...] = ()
     #: Bounded, as a stranger's manifest has every module matched against them.
-    weights_only: tuple[str, ...] = Field(default=(), max_length=1_000)
+    weights_only: tuple[Annotated[str, StringConstraints(max_length=256)], ...] = Field(default=(), max_length=256)
     kv_cache: KVCache = KVCache.NONE
     rare_experts: RareExpertRule = RareExpertRule.LAYER_MAX
     #: An expert with fewer calibration tokens than this is rare.
@@ -110,12 +113,18 @@ class Recipe(Config):
 
     def scheme_of(self, module: str) -> Scheme:
         """The scheme of one target, by its name."""
-        return Scheme.W4A16 if any(fnmatchcase(module, pattern) for pattern in self.weights_only) else self.scheme
+        return Scheme.W4A16 if self.weights_only and _any_of(self.weights_only)(module) else self.scheme
 
     @property
     def scheme_text(self) -> str:
         """``W4A4``, ``W4A16``, or for a recipe of both :data:`MIXED`."""
         return MIXED if self.weights_only else str(self.scheme)
+
+
+@cache
+def _any_of(patterns: tuple[str, ...]) -> Callable[[str], re.Match[str] | None]:
+    """Whether one of the shell-style patterns matches a whole name."""
+    return re.compile("|".join(map(translate, patterns))).match
 
 
 def describe_validation_error(error: ValidationError, where: str) -> str:

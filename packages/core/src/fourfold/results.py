@@ -165,7 +165,7 @@ class ModelRecord(Config):
 
     ``source`` is what the user gave. ``manifest_sha256`` is the sha256 of a local checkpoint's manifest.json where it
     has one, ``config_sha256`` of its config.json; both None for an endpoint whose files are out of sight.
-    ``scheme`` is the manifest's (W4A4, W4A16), ``BF16`` for a local folder without quantization, else None.
+    ``scheme`` is the manifest's (W4A4, W4A16, or both), ``BF16`` for a local folder without quantization, else None.
     """
 
     name: str

@@ -71,19 +71,22 @@ def _hold_anew(partial: Path, destination: Path) -> Iterator[None]:
                 shutil.rmtree(partial)
             except OSError as error:
                 raise explain_os_error(error, partial) from error
+    held = False
     try:
         try:
             partial.mkdir(parents=True)
         except FileExistsError:
             raise _being_written(destination) from None
         with _held(partial, destination):
+            held = True
             yield
     except OutputError:
         raise  # another run's folder, or one that is gone already
     except BaseException:
         # An interruption may come between making the folder and holding it.
-        with suppress(OutputError, OSError), _held(partial, destination):
-            shutil.rmtree(partial)
+        if not held:
+            with suppress(OutputError, OSError), _held(partial, destination):
+                shutil.rmtree(partial)
         raise
 
 

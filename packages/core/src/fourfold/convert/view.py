@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+from collections import defaultdict
 from glob import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -98,20 +99,43 @@ class CheckpointView(Artifact):
         )
 
     def _recipe(self) -> Recipe:
-        kv_cache, modules = self._kv_cache(), self.folder.modules
-        with_scale = {m for m in modules if f"{m}.{INPUT_GLOBAL_SCALE}" in self.folder}
-        if not with_scale:
-            return Recipe(scheme=Scheme.W4A16, kv_cache=kv_cache)
-        section = self.tensors.config.get(_QUANTIZATION_KEYS[0])
-        stated = stated_schemes(section if isinstance(section, dict) else {}, self.folder.layout, modules)
-        alone = {m for m in modules if m not in with_scale and stated.get(m) is Scheme.W4A16}
-        if missing := set(modules) - with_scale - alone:
-            name = f"{min(missing)}.{self.folder.layout.input_global_scale}"
+        modules = self.folder.modules
+        alone = {m for m in modules if f"{m}.{INPUT_GLOBAL_SCALE}" not in self.folder}
+        facts: dict[str, object] = {"kv_cache": self._kv_cache(), "scheme": Scheme.W4A16}
+        if len(alone) < len(modules):
+            self._require_stated(alone)
+            facts |= {"scheme": Scheme.W4A4, "weights_only": self._patterns(alone)}
+        return Recipe.parse(facts, where=f"{self.path}: recipe")
+
+    def _require_stated(self, alone: set[str]) -> None:
+        """A module without an input scale is of weights alone where the config says so, else its scale was lost."""
+        blocks, layout = self._quantization(), self.folder.layout
+        stated = next(filter(None, (stated_schemes(block, layout, self.folder.modules) for block in blocks)), {})
+        if missing := {module for module in alone if stated.get(module) is not Scheme.W4A16}:
+            name, number = f"{min(missing)}.{layout.input_global_scale}", len(self.folder.modules)
             raise CheckpointError(
-                f"{self.path}: {name} is missing, though {len(with_scale)} of {len(modules)} modules have "
+                f"{self.path}: {name} is missing, though {number - len(alone)} of {number} modules have "
                 "one; a server would read it uninitialised: calibrate this module"
             )
-        return Recipe(kv_cache=kv_cache, weights_only=tuple(sorted({_pattern(name) for name in alone})))
+
+    def _patterns(self, alone: set[str]) -> tuple[str, ...]:
+        """As few as name them: all that is quantized of a parent, a layer's experts among them, or one module."""
+        parents: dict[str, set[str]] = defaultdict(set)
+        for module in self.folder.modules:
+            parents[_parent(module)].add(module)
+        patterns: list[str] = []
+        for parent, modules in parents.items():
+            chosen = modules & alone
+            if chosen == modules:
+                patterns.append(f"{escape(parent)}.*")
+            elif chosen and parent.endswith(".experts"):
+                raise CheckpointError(
+                    f"{self.path}: {min(chosen)} is of weights alone and others of its layer's experts are not; a "
+                    "server loads them as one tensor: quantize this layer again"
+                )
+            else:
+                patterns += map(escape, chosen)
+        return tuple(sorted(patterns))
 
     def _quantization(self) -> list[dict[str, Any]]:
         """Every block that describes the quantization: of ``config.json``, and ModelOpt's own file."""
@@ -154,7 +178,7 @@ class CheckpointView(Artifact):
         return packages
 
 
-def _pattern(module: str) -> str:
-    """A module's name as a pattern; of an expert all of its layer's, which are of one scheme."""
+def _parent(module: str) -> str:
+    """What a module belongs to: attention, the dense MLP, or all experts of a layer."""
     layer, experts, _ = module.partition(".experts.")
-    return f"{escape(layer)}{experts}*" if experts else escape(module)
+    return f"{layer}.experts" if experts else module.rpartition(".")[0]

@@ -104,7 +104,9 @@ def host_memory(limit_bytes: int, *, pinned: bool) -> HostMemory:
 def _pinned(nbytes: int) -> torch.Tensor:
     try:
         return torch.empty(nbytes, dtype=torch.uint8, pin_memory=True)
-    except RuntimeError as error:  # the driver's "out of memory" too, which is not that of a GPU
+    except RuntimeError as error:
+        if "out of memory" not in str(error):
+            raise
         raise DeviceError(
             f"{nbytes / 2**30:.2f} GiB of host memory for hidden states cannot be page-locked "
             f"({str(error).splitlines()[0]}); give them less with --option host_memory_gib=GIB"
@@ -199,7 +201,7 @@ class HiddenStates:
         if states.device.type == "cpu":
             return states.contiguous()
         if self._staging is None or self._staging.shape != states.shape:
-            self._staging = _pinned(states.nbytes).view(states.dtype).view(states.shape)
+            self._staging = torch.empty(states.shape, dtype=states.dtype, pin_memory=True)
         return self._staging.copy_(states)
 
     def _spill(self, batch: int, states: torch.Tensor) -> None:

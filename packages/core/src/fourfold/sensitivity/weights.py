@@ -20,6 +20,7 @@ from fourfold.manifest import MANIFEST_FILE, Manifest, sha256_file
 from fourfold.models.gemma4 import Gemma4Moe, LinearModule, ModuleName
 from fourfold.nvfp4 import BlockScalePolicy, NVFP4Weight, quantize
 from fourfold.targets import resolve_targets
+from fourfold.verify.schemes import stated_schemes
 
 #: Weights rounded at once: 16 M take about 0.5 GiB of float32 work space.
 _BATCH_WEIGHTS = 2**24
@@ -88,9 +89,13 @@ class CheckpointWeights:
         self._checkpoint = checkpoint
         self.targets = tuple(self._target(name, gemma) for name in checkpoint.modules)
         self.manifest_sha256: str | None = None
+        section = checkpoint.config.get("quantization_config")
+        stated = stated_schemes(section if isinstance(section, dict) else {}, checkpoint.layout, checkpoint.modules)
+        self._alone = {name for name, scheme in stated.items() if scheme is Scheme.W4A16}
         if (checkpoint.path / MANIFEST_FILE).is_file():
             manifest = Manifest.read(checkpoint.path)
             self.manifest_sha256 = sha256_file(checkpoint.path / MANIFEST_FILE)
+            self._alone |= {name for name in checkpoint.modules if manifest.recipe.scheme_of(name) is Scheme.W4A16}
             if manifest.transformed:
                 name, how = next(iter(manifest.transformed.items()))
                 raise CheckpointError(
@@ -100,20 +105,21 @@ class CheckpointWeights:
 
     @property
     def scheme(self) -> Scheme:
-        """W4A4 where input scales are stored; a module without one is then one of weights alone."""
-        stored = any(f"{module.name}.input_global_scale" in self._checkpoint for module in self.targets)
-        return Scheme.W4A4 if stored else Scheme.W4A16
+        """W4A4 where input scales are stored of all modules but those that the config states to be of weights alone."""
+        rounding = [module.name for module in self.targets if module.name not in self._alone]
+        stored = all(f"{name}.input_global_scale" in self._checkpoint for name in rounding)
+        return Scheme.W4A4 if rounding and stored else Scheme.W4A16
 
     def decode(self, modules: tuple[LinearModule, ...]) -> Iterator[Decoded]:
         """See :class:`WeightSource`."""
-        read, rounds_inputs = self._checkpoint.read, self.scheme is Scheme.W4A4
+        read = self._checkpoint.read
         for module in modules:
             weight = NVFP4Weight(
                 *(read(f"{module.name}.{part}") for part in ("packed_weight", "block_scale", "global_scale"))
             )
             name = f"{module.name}.input_global_scale"
             scale = read(name) if name in self._checkpoint else None
-            yield Decoded(module, weight.dequantize(), scale, weights_only=rounds_inputs and scale is None)
+            yield Decoded(module, weight.dequantize(), scale, weights_only=module.name in self._alone)
 
     def _target(self, name: str, gemma: Gemma4Moe) -> LinearModule:
         module = gemma.linears.get(ModuleName(name))

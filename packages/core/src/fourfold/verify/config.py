@@ -196,11 +196,16 @@ def hf_quant_config_agrees(look: Look, checkpoint: Checkpoint) -> None:
         return
     section = checkpoint.quantization
     sizes = [a.get("group_size") for g in config_groups(section).values() for a in arguments_of(g).values()]
+    mixed = section.get("quant_algo") == MODELOPT_MIXED
     pairs = {
         "quant_algo": (facts.get("quant_algo"), section.get("quant_algo")),
         "kv_cache_quant_algo": (facts.get("kv_cache_quant_algo"), "FP8" if states_fp8_kv(checkpoint) else None),
-        "group_size": (facts.get("group_size"), sizes[0] if sizes else BLOCK_SIZE),
-        "exclude_modules": (_sorted(facts.get("exclude_modules")), _sorted(section.get("ignore"))),
+        # ModelOpt's own writes neither of the two where algorithms are mixed.
+        "group_size": (facts.get("group_size", BLOCK_SIZE if mixed else None), sizes[0] if sizes else BLOCK_SIZE),
+        "exclude_modules": (
+            _sorted(facts.get("exclude_modules", [] if mixed else None)),
+            _sorted(section.get("ignore")),
+        ),
         "quantized_layers": (facts.get("quantized_layers"), section.get("quantized_layers")),
     }
     for key, (found, expected) in pairs.items():

@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING
 
 from fourfold.checkpoint.layouts import MODELOPT
 from fourfold.checkpoint.untrusted import printable
-from fourfold.models.gemma4 import values_read_from_keys
 from fourfold.verify.config import SECTION
+from fourfold.verify.mixed import layers_quantized, targets_mean_modules
 from fourfold.verify.patterns import LINEAR_CLASSES, PatternList, catches, matcher, means_by_parts, unbounded
-from fourfold.verify.schemes import MODELOPT_MIXED, config_groups, group_targets, quantized_layers, stated_schemes
+from fourfold.verify.schemes import MAX_TARGET_PATTERNS, MODELOPT_MIXED, config_groups, group_targets, quantized_layers
 
 if TYPE_CHECKING:
     from fourfold.verify.checkpoint import Checkpoint
@@ -89,7 +89,7 @@ def quantized_targeted(look: Look, checkpoint: Checkpoint) -> None:
     if not checkpoint.quantization:
         return
     if checkpoint.layout is MODELOPT:
-        _mixed_layers_quantized(look, checkpoint)
+        layers_quantized(look, checkpoint)
         return
     targets = _targets(checkpoint)
     look.count(len(checkpoint.modules))
@@ -99,40 +99,7 @@ def quantized_targeted(look: Look, checkpoint: Checkpoint) -> None:
                 name, found="no target matches", expected="a target in config_groups",
                 message=f"{name} is quantized but no target covers it; a server builds it unquantized",
             )  # fmt: skip
-    _values_targeted_as_keys(look, checkpoint)
-
-
-def _values_targeted_as_keys(look: Look, checkpoint: Checkpoint) -> None:
-    """A server that fuses q, k and v looks for the name of values too where it reads them from keys."""
-    values = values_read_from_keys(checkpoint.modules)
-    stated = stated_schemes(checkpoint.quantization, checkpoint.layout, values)
-    for name in sorted(values):
-        look.count()
-        keys = f"{name.removesuffix('v_proj')}k_proj"
-        scheme = checkpoint.stated_schemes.get(keys)
-        if stated.get(name) is not scheme:
-            look.wrong(
-                name, found=f"a target in {stated.get(name)}", expected=f"{scheme}, as {keys}",
-                message=f"{name} is read from {keys}, and the targets put the two in different schemes; vLLM builds q, "
-                "k and v as one linear, in that of the class",
-            )  # fmt: skip
-
-
-def _mixed_layers_quantized(look: Look, checkpoint: Checkpoint) -> None:
-    if checkpoint.quantization.get("quant_algo") != MODELOPT_MIXED:
-        return
-    layers = quantized_layers(checkpoint.quantization)
-    look.count(len(checkpoint.modules) + len(layers))
-    for name in checkpoint.modules.keys() - layers.keys():
-        look.wrong(
-            name, found="not listed", expected="an entry in quantized_layers",
-            message=f"{name} is quantized but not in quantized_layers; a server builds it unquantized",
-        )  # fmt: skip
-    for name in layers.keys() - checkpoint.modules.keys():
-        look.wrong(
-            f"{SECTION}.quantized_layers: {printable(name, 80)}", found="no quantized module", expected="no such entry",
-            message=f"quantized_layers lists {printable(name, 80)}, which is not quantized; a server finds no scales",
-        )  # fmt: skip
+    targets_mean_modules(look, checkpoint)
 
 
 def patterns_bounded(look: Look, checkpoint: Checkpoint) -> None:
@@ -141,6 +108,12 @@ def patterns_bounded(look: Look, checkpoint: Checkpoint) -> None:
         return
     patterns = [*checkpoint.ignore_patterns(), *_target_patterns(checkpoint)]
     look.count(len(patterns))
+    regexes = sum(target.startswith("re:") for target in _target_patterns(checkpoint))
+    if regexes > MAX_TARGET_PATTERNS:
+        look.wrong(
+            f"{SECTION}.config_groups", found=f"{regexes} patterns", expected=f"at most {MAX_TARGET_PATTERNS}",
+            message=f"{regexes} patterns among the targets; servers match each against every module when they start",
+        )  # fmt: skip
     for pattern in patterns:
         if (reason := unbounded(pattern, checkpoint.layout.name)) is not None:
             look.wrong(
@@ -156,6 +129,9 @@ def _target_patterns(checkpoint: Checkpoint) -> list[str]:
 
 def _targets(checkpoint: Checkpoint) -> PatternList | None:
     """The targets as patterns; None when they mean every linear."""
+    if checkpoint.layout is MODELOPT and checkpoint.quantization.get("quant_algo") == MODELOPT_MIXED:
+        # What is not listed is not quantized, and ModelOpt lists it nowhere else.
+        return PatternList(quantized_layers(checkpoint.quantization), MODELOPT, as_server=False)
     if checkpoint.layout is None or checkpoint.layout is MODELOPT:
         return None  # ModelOpt's list names classes; vLLM does not read it
     targets = _target_patterns(checkpoint)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fourfold.verify import config, experts, ignores, names, trust
+from fourfold.verify import config, experts, ignores, mixed, names, trust
 from fourfold.verify.rule import Need, Phase, Rule
 
 NAME_RULES: tuple[Rule, ...] = (
@@ -143,6 +143,11 @@ CONFIG_RULES: tuple[Rule, ...] = (
         id="FF110", phase=Phase.FOLDER, check=ignores.quantized_targeted, needs=(Need.CONFIG, Need.LAYOUT),
         title="every quantized module is a target",
         why="The server builds the others unquantized.",
+    ),
+    Rule(
+        id="FF119", phase=Phase.FOLDER, check=mixed.fused_in_one_scheme, needs=(Need.CONFIG, Need.LAYOUT, Need.MODEL),
+        title="what is fused is stated in one scheme",
+        why="The server takes the scheme of one for all, and waits for scales that are not there.",
     ),
     Rule(
         id="FF111", phase=Phase.FOLDER, check=config.kv_scheme_agrees, needs=(Need.CONFIG, Need.LAYOUT),

@@ -27,7 +27,7 @@ class VerifyReport(Config):
     Attributes:
         ok: no rule found anything wrong; rules whose findings are doubts (``Rule.is_doubt``) do not count.
         layout: of the tensors; None when they tell none.
-        scheme: of the tensors, ``W4A4`` or ``W4A16``.
+        scheme: of the tensors, ``W4A4``, ``W4A16`` or ``W4A4 + W4A16``.
         checked: things looked at, by rule id. A rule with 0 that is not in ``skipped`` had nothing to look at.
         skipped: rules that could not look at all, with the reason (no source given, no manifest).
         findings: at most :data:`MAX_LISTED` a rule, in order of rule.

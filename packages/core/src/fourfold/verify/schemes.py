@@ -8,22 +8,32 @@ names its class.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from fourfold.checkpoint.layouts import COMPRESSED_TENSORS, MODELOPT
 from fourfold.config import MIXED, Scheme
-from fourfold.verify.patterns import LINEAR_CLASSES, PatternList
+from fourfold.verify.patterns import LINEAR_CLASSES, matcher
 
 if TYPE_CHECKING:
     from fourfold.checkpoint.layouts import Layout
 
 MODELOPT_ALGORITHMS = {"NVFP4": Scheme.W4A4, "W4A16_NVFP4": Scheme.W4A16}
 MODELOPT_MIXED = "MIXED_PRECISION"
+#: More patterns among the targets are not looked at, and are a finding (FF118).
+MAX_TARGET_PATTERNS = 1_000
 
 
-def stated_schemes(section: Mapping[str, Any], layout: Layout | None, modules: Iterable[str]) -> dict[str, Scheme]:
-    """What ``quantization_config`` states of ``modules``; those it says nothing known of are left out."""
+def stated_schemes(
+    section: Mapping[str, Any],
+    layout: Layout | None,
+    modules: Iterable[str],
+    spelled: Callable[[str], str] = str,
+) -> dict[str, Scheme]:
+    """What ``quantization_config`` states of ``modules``; those it says nothing known of are left out.
+
+    ``spelled`` is how a reader that matches patterns calls a module.
+    """
     if not section or layout is None:
         return {}
     if layout is MODELOPT and section.get("quant_algo") == MODELOPT_MIXED:
@@ -32,7 +42,7 @@ def stated_schemes(section: Mapping[str, Any], layout: Layout | None, modules: I
         return {name: scheme for name, scheme in found.items() if scheme is not None}
     groups = config_groups(section)
     if layout is COMPRESSED_TENSORS and len(groups) > 1:
-        return _of_groups(groups, modules)
+        return _of_groups(groups, modules, spelled)
     stated = _of_all(section, layout, groups)
     return dict.fromkeys(modules, stated) if stated is not None else {}
 
@@ -46,18 +56,34 @@ def _of_all(section: Mapping[str, Any], layout: Layout, groups: Mapping[str, Map
     return Scheme.W4A16 if stated is Scheme.W4A4 and groups and not inputs else stated
 
 
-def _of_groups(groups: Mapping[str, Mapping[str, Any]], modules: Iterable[str]) -> dict[str, Scheme]:
-    named: list[tuple[PatternList, Scheme]] = []
-    of_class: list[Scheme] = []
+def _of_groups(
+    groups: Mapping[str, Mapping[str, Any]], modules: Iterable[str], spelled: Callable[[str], str]
+) -> dict[str, Scheme]:
+    named: dict[str, Scheme | None] = {}
+    patterns: list[tuple[Callable[[str], bool], Scheme | None]] = []
+    of_class: Scheme | None = None
     for group in groups.values():
-        scheme = Scheme.W4A4 if "input_activations" in arguments_of(group) else Scheme.W4A16
-        targets = group_targets(group)
-        named.append((PatternList(targets, COMPRESSED_TENSORS), scheme))
-        if LINEAR_CLASSES & set(targets):
-            of_class.append(scheme)
-    usual = next(iter(of_class), None)
-    found = {name: next((s for targets, s in named if targets.match(name)), usual) for name in modules}
+        scheme = _of_group(group)
+        for target in group_targets(group):
+            if target.startswith("re:"):
+                patterns.append((matcher(target, COMPRESSED_TENSORS.name), scheme))
+            elif target in LINEAR_CLASSES:
+                of_class = of_class or scheme
+            else:
+                named.setdefault(target, scheme)
+    found: dict[str, Scheme | None] = {}
+    for name in modules:
+        by_pattern = (scheme for covers, scheme in patterns[:MAX_TARGET_PATTERNS] if covers(spelled(name)))
+        found[name] = named[name] if name in named else next(by_pattern, of_class)
     return {name: scheme for name, scheme in found.items() if scheme is not None}
+
+
+def _of_group(group: Mapping[str, Any]) -> Scheme | None:
+    """None of a group that is not NVFP4, such as one in FP8."""
+    arguments = arguments_of(group)
+    if any((a.get("num_bits"), a.get("type")) != (4, "float") for a in arguments.values()):
+        return None
+    return Scheme.W4A4 if "input_activations" in arguments else Scheme.W4A16
 
 
 def stored_schemes(with_inputs: Mapping[str, bool], stated: Mapping[str, Scheme]) -> dict[str, Scheme]:
