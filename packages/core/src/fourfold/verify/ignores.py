@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from itertools import islice
 from typing import TYPE_CHECKING
 
 from fourfold.checkpoint.layouts import MODELOPT
 from fourfold.checkpoint.untrusted import printable
+from fourfold.verify.checkpoint import MAX_IGNORE_ENTRIES
 from fourfold.verify.config import SECTION
 from fourfold.verify.mixed import layers_quantized, targets_mean_modules
 from fourfold.verify.patterns import LINEAR_CLASSES, PatternList, catches, matcher, means_by_parts, unbounded
@@ -124,7 +126,8 @@ def patterns_bounded(look: Look, checkpoint: Checkpoint) -> None:
 
 
 def _target_patterns(checkpoint: Checkpoint) -> list[str]:
-    return [target for group in config_groups(checkpoint.quantization).values() for target in group_targets(group)]
+    targets = (target for group in config_groups(checkpoint.quantization).values() for target in group_targets(group))
+    return list(islice(targets, MAX_IGNORE_ENTRIES))
 
 
 def _targets(checkpoint: Checkpoint) -> PatternList | None:

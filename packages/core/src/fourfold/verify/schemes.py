@@ -61,19 +61,17 @@ def _of_groups(
 ) -> dict[str, Scheme]:
     named: dict[str, Scheme | None] = {}
     patterns: list[tuple[Callable[[str], bool], Scheme | None]] = []
-    of_class: Scheme | None = None
     for group in groups.values():
         scheme = _of_group(group)
         for target in group_targets(group):
-            if target.startswith("re:"):
-                patterns.append((matcher(target, COMPRESSED_TENSORS.name), scheme))
-            elif target in LINEAR_CLASSES:
-                of_class = of_class or scheme
-            else:
+            if not target.startswith("re:"):
                 named.setdefault(target, scheme)
+            elif len(patterns) < MAX_TARGET_PATTERNS:
+                patterns.append((matcher(target, COMPRESSED_TENSORS.name), scheme))
+    of_class = next((named[name] for name in LINEAR_CLASSES if name in named), None)
     found: dict[str, Scheme | None] = {}
     for name in modules:
-        by_pattern = (scheme for covers, scheme in patterns[:MAX_TARGET_PATTERNS] if covers(spelled(name)))
+        by_pattern = (scheme for covers, scheme in patterns if covers(spelled(name)))
         found[name] = named[name] if name in named else next(by_pattern, of_class)
     return {name: scheme for name, scheme in found.items() if scheme is not None}
 
