@@ -87,11 +87,11 @@ def test_presets(gemma, targets, kinds):
         ({"weights_only": ("*.mlp.*",), "scheme": "W4A16"}, "under scheme W4A16 all modules are; leave it out"),
         (
             {"weights_only": ("*.k_proj",)},
-            r"k_proj is, while others of .*self_attn\.qkv are W4A4; a server loads them as",
+            r"the patterns name .*k_proj and not others of .*self_attn\.qkv; a server loads them as one",
         ),
         (
             {"weights_only": ("*.experts.5.*",)},
-            "experts.5.down_proj is, while others of the experts of layer 0 are W4A4",
+            "experts.5.down_proj and not others of the experts of layer 0; a server loads them as one tensor",
         ),
     ],
 )

@@ -80,6 +80,6 @@ def require_whole_groups(gemma: Gemma4Moe, targets: tuple[LinearModule, ...], re
         alone = [module.name for module in modules if recipe.scheme_of(module.name) is Scheme.W4A16]
         if alone and len(alone) < len(modules):
             raise ConfigError(
-                f"recipe.weights_only: {alone[0]} is, while others of {group} are {recipe.scheme}; "
+                f"recipe.weights_only: the patterns name {alone[0]} and not others of {group}; "
                 "a server loads them as one tensor, so name all of them or none"
             )

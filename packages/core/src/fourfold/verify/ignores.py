@@ -114,7 +114,8 @@ def patterns_bounded(look: Look, checkpoint: Checkpoint) -> None:
     if regexes > MAX_TARGET_PATTERNS:
         look.wrong(
             f"{SECTION}.config_groups", found=f"{regexes} patterns", expected=f"at most {MAX_TARGET_PATTERNS}",
-            message=f"{regexes} patterns among the targets; servers match each against every module when they start",
+            message=f"{regexes} patterns among the targets, which servers match against every module at their start; "
+            "list names in their place",
         )  # fmt: skip
     for pattern in patterns:
         if (reason := unbounded(pattern, checkpoint.layout.name)) is not None:

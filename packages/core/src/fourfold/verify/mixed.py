@@ -51,7 +51,8 @@ def fused_in_one_scheme(look: Look, checkpoint: Checkpoint) -> None:
             (one, first), (other, second) = schemes.items()
             look.wrong(
                 second, found=f"stated as {other}", expected=f"{one}, as {first}",
-                message=f"{second} and {first} are of {group}, which a server loads as one, in one of the two",
+                message=f"{second} and {first} are of {group}, which a server loads as one tensor; quantize and state "
+                "it in one scheme",
             )  # fmt: skip
 
 
@@ -64,12 +65,13 @@ def layers_quantized(look: Look, checkpoint: Checkpoint) -> None:
     for name in sorted(checkpoint.modules.keys() - layers.keys()):
         look.wrong(
             name, found="not listed", expected="an entry in quantized_layers",
-            message=f"{name} is quantized but not in quantized_layers; a server builds it unquantized",
+            message=f"{name} is quantized but not in quantized_layers; list it, or a server builds it unquantized",
         )  # fmt: skip
     for name in sorted(layers.keys() - checkpoint.modules.keys()):
         look.wrong(
             f"{SECTION}.quantized_layers: {printable(name, 80)}", found="no quantized module", expected="no such entry",
-            message=f"quantized_layers lists {printable(name, 80)}, which is not quantized; a server finds no scales",
+            message=f"quantized_layers lists {printable(name, 80)}, which is not quantized; take it out, or a server "
+            "finds no scales",
         )  # fmt: skip
 
 
@@ -88,7 +90,8 @@ def targets_mean_modules(look: Look, checkpoint: Checkpoint) -> None:
     for target in unmatched:
         look.wrong(
             f"{SECTION}.config_groups: {printable(target, 80)}", found="matches no module", expected="a linear",
-            message=f"{printable(target, 80)} among the targets matches nothing, so what it meant is in another group",
+            message=f"{printable(target, 80)} among the targets matches nothing, so what it meant is in another group; "
+            "name linears as they are stored",
         )  # fmt: skip
     own = checkpoint.stated_schemes
     in_vllm = stated_schemes(checkpoint.quantization, checkpoint.layout, checkpoint.modules, spelled=_in_vllm)
@@ -96,8 +99,8 @@ def targets_mean_modules(look: Look, checkpoint: Checkpoint) -> None:
         if own.get(name) is not in_vllm.get(name):
             look.wrong(
                 name, found=f"{own.get(name)}, in vLLM {in_vllm.get(name)}", expected="one scheme",
-                message=f"a pattern among the targets matches {name} and not {_in_vllm(name)}, as vLLM calls it and "
-                "matches patterns",
+                message=f"a pattern among the targets matches {name} and not {_in_vllm(name)}, as vLLM calls it when "
+                "it matches patterns; list names in its place",
             )  # fmt: skip
 
 
