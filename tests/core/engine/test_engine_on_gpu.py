@@ -60,6 +60,19 @@ def test_streamed_is_resident_though_the_last_batch_is_smaller(registry, tmp_pat
 
 
 @pytest.mark.gpu
+def test_fused_is_the_same_when_it_is_compiled_anew(registry, tmp_path, monkeypatch):
+    """No kernel is chosen by a clock: neither from run to run nor between a run's first batch and its others."""
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device: the engine's kernels were not run")
+    bench, artifacts = make_bench(registry, tmp_path, num_rows=4), []
+    for number in range(3):
+        monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / f"compiled-{number}"))
+        torch.compiler.reset()
+        artifacts += [bench.quantize(fuse=True), bench.quantize(fuse=True)]
+    assert [differing(artifacts[0], other) for other in artifacts[1:]] == [[]] * 5
+
+
+@pytest.mark.gpu
 def test_more_layers_are_recorded_than_torch_has_streams():
     """It has 32, and another thread fetches all the time, as it does for the next layer."""
     if not torch.cuda.is_available():

@@ -22,6 +22,8 @@ from weakref import WeakKeyDictionary
 import torch
 from torch.nn import functional
 
+from fourfold.engine.compiled import compile_function
+
 if TYPE_CHECKING:
     from torch import nn
 
@@ -63,7 +65,7 @@ def register() -> None:
     from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
     ALL_EXPERTS_FUNCTIONS.register(IMPLEMENTATION, partial(observed_experts, gated=_gated, summed=_summed))
-    gated, summed = torch.compile(_gated, dynamic=True), torch.compile(_summed_in_one, dynamic=True)
+    gated, summed = compile_function(_gated), compile_function(_summed_in_one)
     ALL_EXPERTS_FUNCTIONS.register(FUSED, partial(observed_experts, gated=gated, summed=summed))
 
 

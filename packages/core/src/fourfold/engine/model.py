@@ -17,6 +17,7 @@ from torch import nn
 
 from fourfold.checkpoint.index import CONFIG_FILE, read_json
 from fourfold.engine import experts
+from fourfold.engine.compiled import compile_modules
 from fourfold.engine.streams import OwnStream, Purpose
 from fourfold.engine.upload import Uploader
 from fourfold.errors import ModelError
@@ -34,10 +35,6 @@ _MEDIA = ("vision_tower", "embed_vision", "audio_tower", "embed_audio")
 PLAIN = frozenset({"input_ids", "attention_mask"})
 #: Arguments of a batch that carry media themselves; masks follow from the others.
 _MEDIA_ARGUMENTS = ("pixel_values", "image_position_ids", "pixel_values_videos", "video_position_ids", "input_features")
-
-#: How many shapes of a norm are compiled. All layers' norms are one function to torch, which gives up after eight: what
-#: came ninth would be left as it is, and what comes ninth depends on batches, passes and processes.
-_MOST_SHAPES = 64
 
 
 class _Recorder(nn.Module):
@@ -75,7 +72,7 @@ class LayerwiseModel:
         ``dtype`` is what is computed in; constants stay those of the stored model (the embedding's scale is a BF16
         number, 55.5 for a width of 3072), since that is what a server multiplies with.
         ``fuse`` compiles norms and the elementwise part of experts, whose passes over memory take more time than the
-        products; sums are then taken in another order, which can move a last bit.
+        products; sums are then taken in another order, the same in every run, which can move a last bit.
         """
         from transformers import AutoConfig
 
@@ -104,12 +101,8 @@ class LayerwiseModel:
         self._class: Any = type(whole)
         self.layers = list(whole.get_decoder().layers)
         if fuse:
-            torch.compiler.config.recompile_limit = _MOST_SHAPES
-        for layer in self.layers if fuse else ():
-            for name, module in layer.named_modules():
-                # One more shape than torch compiles of a function, the smallest, is left as it is.
-                if isinstance(module, type(layer.input_layernorm)) and not name.endswith("v_norm"):
-                    module.compile(dynamic=False)
+            norm = type(self.layers[0].input_layernorm)
+            compile_modules(module for layer in self.layers for module in layer.modules() if isinstance(module, norm))
         self._front: Any = None
         self._front_has_media = False
         self._recorders: list[_Recorder] = []
