@@ -9,6 +9,7 @@ import pytest
 
 from fourfold.evaluate.compare import compare_task
 from fourfold.evaluate.score import sample_of
+from fourfold.interfaces.benchmark import Metric
 from fourfold.results import (
     RESPONSES_FOLDER,
     Comparison,
@@ -84,5 +85,6 @@ def test_nothing_is_said_where_nothing_is_left_out(tmp_path: Path) -> None:
 
 def test_a_repeat_without_a_value_adds_none() -> None:
     one = {"correct": PromptMetric(total=1)}
-    sample = sample_of([{"a": one, "b": one}, {"a": one, "b": {}}], "correct", ["a", "b", "c"])
+    metric = Metric(name="correct", label="correct")
+    sample = sample_of([{"a": one, "b": one}, {"a": one, "b": {}}], metric, ["a", "b", "c"])
     assert (sample.totals.tolist(), sample.counts.tolist()) == ([2.0, 1.0], [2.0, 1.0])

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from eval.conftest import Run, lines, share
@@ -102,7 +104,24 @@ def test_a_difference_inside_the_floor_is_called_so(run: Run, endpoint: FakeEndp
     (comparison,) = run("worse", limit=200, repeats=2, baseline=str(tmp_path / "base")).comparisons
     assert comparison.test is not None and comparison.test.p_value < 0.05
     assert comparison.verdict is Verdict.INSIDE_NOISE
-    assert "inside the noise floor: the baseline differs from itself by as much" in comparison.words
+    assert "inside the noise floor: the baseline's own runs differ by as much" in comparison.words
+
+
+def test_more_runs_tell_what_one_cannot(run: Run, endpoint: FakeEndpoint, solve, tmp_path: Path) -> None:
+    """Planted: a loss of 7 points that is smaller than the baseline's single runs lie apart."""
+
+    def erring(salt: str, wrong: float) -> Callable[[Payload], str]:
+        return lambda payload: "#### 0" if share(payload, f"{salt}/{payload['seed']}") < wrong else solve(payload)
+
+    endpoint.answer = erring("base", 0.30)
+    run("base", limit=150, repeats=8)
+    endpoint.answer = erring("worse", 0.37)
+    (comparison,) = run("worse", limit=150, repeats=8, baseline=str(tmp_path / "base")).comparisons
+    floor = comparison.noise_floor
+    assert floor is not None and len(floor.scores) == 8
+    assert floor.value == pytest.approx(1.959964 * np.std(floor.scores, ddof=1) * math.sqrt(2 / 8))
+    assert floor.value < -comparison.difference < max(floor.scores) - min(floor.scores)
+    assert comparison.verdict is Verdict.WORSE
 
 
 def test_an_endpoint_that_dies_midway_is_gone_on_from(run: Run, endpoint: FakeEndpoint, tmp_path: Path) -> None:
@@ -181,6 +200,19 @@ def test_another_models_folder_is_refused(run: Run, endpoint: FakeEndpoint) -> N
         run(seed=1, served_model="fake-model")
 
 
+def test_a_task_that_was_evaluated_is_not_lost(run: Run, endpoint: FakeEndpoint, tmp_path: Path) -> None:
+    first = run(limit=3)
+    endpoint.asked.clear()
+    message = r"out: was evaluated on demo-math too; name that in --tasks as well \(its answers are kept\), or choose"
+    with pytest.raises(OutputError, match=message):
+        run(limit=3, tasks=["demo-instruct"])
+    assert endpoint.asked == []
+    endpoint.answer = lambda _: "bread"
+    both = run(limit=3, tasks=["demo-instruct", "demo-math"])
+    assert len(endpoint.asked) == 3
+    assert both.task("demo-math") == first.task("demo-math")
+
+
 @pytest.mark.parametrize(
     ("settings", "error", "message"),
     [
@@ -192,6 +224,7 @@ def test_another_models_folder_is_refused(run: Run, endpoint: FakeEndpoint) -> N
         ({"options": {"demo-math.sed": 3}}, ConfigError, "demo-math.sed: unknown key"),
         ({"data": "/nowhere"}, ConfigError, "--data /nowhere: not a folder"),
         ({"served_model": "absent"}, ServerError, "serves fake-model, not absent"),
+        ({"model": "demo", "served_model": "x"}, ConfigError, "says which model of a server to ask; fourfold serves a"),
         ({"repeats": 0}, ConfigError, "repeats: should be greater than 0"),
         ({"tasks": ["size"]}, EvaluationError, "size: fake-model is an address; give the checkpoint's folder"),
         ({"tasks": ["kl"]}, EvaluationError, "returns no token ids; kl needs vLLM"),

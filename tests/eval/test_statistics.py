@@ -166,6 +166,16 @@ def test_below_two_prompts_nothing_is_claimed() -> None:
     assert sample([]).score is None
 
 
+def test_no_interval_is_made_of_resamples_that_are_all_alike() -> None:
+    counts = np.full(6, 2.0)
+    right = np.array([2.0, 1, 2, 1, 2, 1])
+    assert difference_interval(Sample(right, counts), Sample(right - 1, counts), 0) is None
+    zeros = np.zeros(6)
+    assert score_interval(Sample(zeros, counts, proportion=False), 0) is None  # of nats: 0, and no share
+    none_right = score_interval(Sample(zeros, counts), 0)
+    assert none_right is not None and (none_right.low, none_right.method) == (0, "wilson")
+
+
 def test_a_baseline_of_zero_retains_nothing_that_could_be_said() -> None:
     assert retained_interval(sample([0.0] * 5), sample([1.0] * 5), 0) is None
 

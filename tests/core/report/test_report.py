@@ -207,6 +207,37 @@ def test_a_card_says_which_modules_are_of_weights_alone(folder: Path, registry: 
     assert "--weights-only '*.self_attn.*'" in text
 
 
+def test_a_card_has_the_scores_of_every_evaluation(folder: Path, registry: Registry) -> None:
+    record = json.loads((folder / "eval" / "eval.json").read_text(encoding="utf-8"))
+    moved = [task for task in record["tasks"] if task["task"] == "gsm8k"]
+    (folder / "second").mkdir()
+    for place, is_moved in (("eval", False), ("second", True)):
+        part = {key: [e for e in record[key] if (e["task"] == "gsm8k") is is_moved] for key in ("tasks", "comparisons")}
+        (folder / place / "eval.json").write_text(json.dumps(record | part), encoding="utf-8")
+    assert moved
+    path = folder / "README.md"
+    make = {"checkpoint": None, "base_model": None, "license_name": "mit"}
+    write_card(collect(folder), folder, path, registry, **make)
+    text = path.read_text(encoding="utf-8")
+    assert "| GSM8K (strict-match) | 86.96% | 82.64% |" in text
+    assert "| demo-vision | 50.00% | 50.00% |" in text
+    (folder / "eval" / "eval.json").write_text(json.dumps(record), encoding="utf-8")
+    with pytest.raises(FourfoldError, match=r"'tiny-NVFP4': task 'gsm8k' was evaluated 2 times; leave one of the eval"):
+        write_card(collect(folder), folder, path, registry, **make)
+
+
+def test_a_report_does_not_take_the_place_of_a_record(folder: Path, tmp_path: Path) -> None:
+    measured = collect(folder)
+    for record in ("results.json", "eval.json", "manifest.json", "bench.json"):
+        place = tmp_path / record.partition(".")[0]
+        place.mkdir()
+        (place / record).write_text("theirs", encoding="utf-8")
+        with pytest.raises(FourfoldError, match=f"holds {record}, which is no report's; give --output another folder"):
+            write_report(measured, place)
+        assert [path.name for path in place.iterdir()] == [record]
+        assert (place / record).read_text(encoding="utf-8") == "theirs"
+
+
 def test_refusals(folder: Path, registry: Registry, tmp_path: Path) -> None:
     path = tmp_path / "c.md"
     (tmp_path / "empty").mkdir()

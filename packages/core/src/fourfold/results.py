@@ -26,6 +26,8 @@ EVAL_FILE = "eval.json"
 RESPONSES_FOLDER = "responses"
 BASELINE_FOLDER = "baseline"
 SCHEMA_VERSION: Final = 1
+#: The unit of a share of right answers.
+PROPORTION: Final = "proportion"
 
 
 class Direction(StrEnum):
@@ -127,7 +129,9 @@ class PairedTest(Config):
 
 
 class NoiseFloor(Config):
-    """The largest difference between two runs of the baseline itself, which no quantization explains."""
+    """How far two means of as many runs may lie apart with nothing between them but the runs: 1.96 standard deviations
+    of the baseline's own ``scores``, one a run, times sqrt(1/its runs + 1/the candidate's).
+    """
 
     value: FiniteFloat = Field(ge=0)
     scores: tuple[FiniteFloat, ...] = Field(min_length=2)
@@ -136,8 +140,8 @@ class NoiseFloor(Config):
 class Comparison(Config):
     """One metric of the candidate against the baseline's, prompt by prompt.
 
-    ``difference`` is score - baseline_score. ``retained`` is score / baseline_score of a quality score (1.0 is all of
-    it), ``ratio`` the same quotient for any metric; both None where the baseline scored 0. ``words`` is the
+    ``difference`` is score - baseline_score. ``retained`` is score / baseline_score of a share of right answers (1.0
+    is all of it), ``ratio`` the same quotient for any metric; both None where the baseline scored 0. ``words`` is the
     verdict as a sentence.
     """
 
@@ -158,6 +162,11 @@ class Comparison(Config):
     noise_floor: NoiseFloor | None = None
     verdict: Verdict
     words: str
+
+    @property
+    def is_quality(self) -> bool:
+        """A share of right answers, of which some is retained; a share of wrong ones that trebles has retained none."""
+        return self.unit == PROPORTION and self.direction is Direction.HIGHER
 
 
 class ModelRecord(Config):

@@ -61,10 +61,13 @@ def quantize(
     """Quantize a Gemma 4 MoE to NVFP4, write a checkpoint and verify it."""
     from fourfold.cli.console import print_json, progress_bar
     from fourfold.config import parse_pairs
+    from fourfold.errors import ConfigError
     from fourfold.pipeline import Pipeline
     from fourfold.plan import QuantizeConfig, default_calibration, plan_quantize
     from fourfold.plugins import Registry, build_plugin_manager
 
+    if unfuser_option and unfuser is None:
+        raise ConfigError("--unfuser-option: say which unfuser it is for with --unfuser; see fourfold backends")
     rows = given(
         source=calibration, field=field, chat_template=chat_template or None, samples=samples,
         sequence_length=sequence_length, batch_size=batch_size, seed=seed,

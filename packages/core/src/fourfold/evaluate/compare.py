@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import sqrt
 from pathlib import Path
+from statistics import stdev
 
 from fourfold.errors import EvaluationError
 from fourfold.evaluate.answers import read_responses
 from fourfold.evaluate.score import PromptScores, sample_of
-from fourfold.evaluate.statistics import Sample, difference_interval, paired_test, retained_interval
+from fourfold.evaluate.statistics import Z95, Sample, difference_interval, paired_test, retained_interval
 from fourfold.results import (
+    PROPORTION,
     RESPONSES_FOLDER,
     Comparison,
     Direction,
@@ -60,16 +63,18 @@ def compare_task(
     for base, metric in both:
         pair = None
         if samples and base.per_prompt and metric.per_prompt:
-            pair = _pair(*samples, metric.name)
+            pair = _pair(*samples, metric)
         if base.score is not None and metric.score is not None:
             found.append(_compare(candidate, (base, base.score), (metric, metric.score), pair, seed))
     return tuple(found)
 
 
-def noise_floor(baseline: MetricResult) -> NoiseFloor | None:
-    """Range of the baseline's repeated scores; None without a repeat."""
+def noise_floor(baseline: MetricResult, runs: int) -> NoiseFloor | None:
+    """From the baseline's repeated scores, for a candidate of so many ``runs``; None without a repeat."""
     scores = tuple(score for score in baseline.repeats if score is not None)
-    return NoiseFloor(value=max(scores) - min(scores), scores=scores) if len(scores) > 1 else None
+    if len(scores) < 2:
+        return None
+    return NoiseFloor(value=Z95 * stdev(scores) * sqrt(1 / len(scores) + 1 / runs), scores=scores)
 
 
 def _scores(task: TaskResult, folder: Path) -> list[dict[str, dict[str, PromptMetric]]]:
@@ -81,8 +86,8 @@ def _scores(task: TaskResult, folder: Path) -> list[dict[str, dict[str, PromptMe
     return by_repeat
 
 
-def _pair(baseline: PromptScores, candidate: PromptScores, metric: str) -> _Pair:
-    theirs, ours = _prompts_with(metric, baseline), _prompts_with(metric, candidate)
+def _pair(baseline: PromptScores, candidate: PromptScores, metric: MetricResult) -> _Pair:
+    theirs, ours = _prompts_with(metric.name, baseline), _prompts_with(metric.name, candidate)
     shared = [name for name in ours if name in theirs]
     left_out = len(theirs) + len(ours) - 2 * len(shared)
     return _Pair(sample_of(baseline, metric, shared), sample_of(candidate, metric, shared), left_out)
@@ -106,11 +111,10 @@ def _compare(
         # A difference between scores of unlike prompts is none of the models: every figure is of the shared ones.
         base_score, score, prompts = pair.baseline.score, pair.candidate.score, pair.candidate.n
     difference = score - base_score
-    quality = metric.unit == "proportion"
     ratio = score / base_score if base_score else None
     samples = (pair.baseline, pair.candidate) if pair else None
     test = paired_test(*samples, seed) if samples else None
-    floor = noise_floor(base)
+    floor = noise_floor(base, max(1, len(metric.repeats)))
     comparison = Comparison(
         task=task.task,
         metric=metric.name,
@@ -123,13 +127,14 @@ def _compare(
         difference=difference,
         difference_interval=difference_interval(*samples, seed) if samples else None,
         ratio=ratio,
-        retained=ratio if quality else None,
-        retained_interval=retained_interval(*samples, seed) if samples and quality else None,
         test=test,
         noise_floor=floor,
         verdict=_verdict(difference, metric.direction, test, floor),
         words="",
     )
+    if comparison.is_quality:
+        interval = retained_interval(*samples, seed) if samples else None
+        comparison = comparison.model_copy(update={"retained": ratio, "retained_interval": interval})
     return comparison.model_copy(update={"words": _in_words(comparison, pair.left_out if pair else 0)})
 
 
@@ -159,7 +164,7 @@ def _in_words(comparison: Comparison, left_out: int) -> str:
     verdict = {
         Verdict.WORSE: "worse",
         Verdict.BETTER: "better",
-        Verdict.INSIDE_NOISE: "inside the noise floor: the baseline differs from itself by as much",
+        Verdict.INSIDE_NOISE: "inside the noise floor: the baseline's own runs differ by as much",
         Verdict.NOT_SHOWN: "no difference shown",
         Verdict.UNTESTED: "not tested: nothing to pair, or fewer than two prompts",
     }[comparison.verdict]
@@ -167,11 +172,11 @@ def _in_words(comparison: Comparison, left_out: int) -> str:
 
 
 def _show(value: float, unit: str) -> str:
-    return f"{100 * value:.2f} %" if unit == "proportion" else f"{value:,.6g} {unit}"
+    return f"{100 * value:.2f} %" if unit == PROPORTION else f"{value:,.6g} {unit}"
 
 
 def _show_signed(value: float, unit: str) -> str:
-    return f"{100 * value:+.2f} points" if unit == "proportion" else f"{value:+,.4g} {unit}"
+    return f"{100 * value:+.2f} points" if unit == PROPORTION else f"{value:+,.4g} {unit}"
 
 
 def _bare(value: float, unit: str) -> str:
@@ -179,7 +184,7 @@ def _bare(value: float, unit: str) -> str:
 
 
 def _show_change(comparison: Comparison) -> str:
-    if comparison.unit != "proportion" and comparison.ratio is not None:
+    if comparison.unit != PROPORTION and comparison.ratio is not None:
         return f"{comparison.ratio:.3g} times"
     return _show_signed(comparison.difference, comparison.unit)
 

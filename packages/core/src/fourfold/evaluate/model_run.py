@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
 from contextlib import ExitStack
 from pathlib import Path
 
-from fourfold.errors import EvaluationError
+from fourfold.errors import EvaluationError, OutputError
 from fourfold.evaluate.answers import AnswerFile
 from fourfold.evaluate.ask import answer_missing
 from fourfold.evaluate.folder import MEASUREMENTS_FOLDER, claim
@@ -38,6 +39,7 @@ class ModelRun:
         """Serve where something is missing, ask, score."""
         record = self._source.record()
         claim(self._folder, record, self._config.seed)
+        self._require_every_task(task.planned.name for task in tasks)
         files = {task.planned.name: self._answers(task) for task in tasks if task.measurement is None}
         # Of every task, not up to the first: what makes one impossible is said before another is asked.
         to_ask = [task for task in tasks if self._must_be_asked(task, files, reference)]
@@ -59,6 +61,15 @@ class ModelRun:
                     results.append(self._ask(task, files[task.planned.name], endpoint))
         return record, tuple(results)
 
+    def _require_every_task(self, names: Iterable[str]) -> None:
+        """The record is written anew, so a task that is not asked for would be gone from it."""
+        asked = set(names)
+        if left := [task.task for task in self._before.tasks if task.task not in asked] if self._before else []:
+            raise OutputError(
+                f"{self._folder}: was evaluated on {', '.join(left)} too; name that in --tasks as well (its answers "
+                "are kept), or choose another --output"
+            )
+
     def _must_be_asked(self, task: PreparedTask, files: dict[str, AnswerFile], reference: Path | None) -> bool:
         if task.measurement is not None:
             return task.measurement.needs_endpoint(self._job(task, None, reference))
@@ -71,8 +82,9 @@ class ModelRun:
     def _ask(self, task: PreparedTask, answers: AnswerFile, endpoint: Endpoint | None) -> TaskResult:
         if task.host is None:
             raise EvaluationError(f"task {task.planned.name}: nothing scores it")
-        begin = time.monotonic()
-        if endpoint is not None:
+        begin, asked = time.monotonic(), False
+        if endpoint is not None and answers.missing:
+            asked = True
             answer_missing(
                 answers,
                 endpoint,
@@ -82,7 +94,7 @@ class ModelRun:
                 timeout_s=self._config.timeout_s,
                 progress=self._progress,
             )
-        seconds = self._seconds(task, endpoint, begin)
+        seconds = self._seconds(task, begin, asked=asked)
         scores = [
             task.host.score(
                 [
@@ -113,10 +125,10 @@ class ModelRun:
             timeout_s=self._config.timeout_s,
         )
 
-    def _seconds(self, task: PreparedTask, endpoint: Endpoint | None, begin: float) -> float:
+    def _seconds(self, task: PreparedTask, begin: float, *, asked: bool) -> float:
         """Since ``begin``; what it took when it was asked, where nothing was asked now."""
         before = self._before.task(task.planned.name) if self._before else None
-        return before.seconds if endpoint is None and before else round(time.monotonic() - begin, 3)
+        return before.seconds if before and not asked else round(time.monotonic() - begin, 3)
 
     def _measure(self, task: PreparedTask, endpoint: Endpoint | None, reference: Path | None) -> TaskResult:
         if task.measurement is None:
@@ -133,6 +145,6 @@ class ModelRun:
             prompts_sha256=measured.prompts_sha256,
             seeds=(self._config.seed,),
             metrics=measured.metrics,
-            seconds=self._seconds(task, endpoint, begin),
+            seconds=self._seconds(task, begin, asked=endpoint is not None),
             details=dict(measured.details),
         )

@@ -29,6 +29,10 @@ def evaluate(config: EvalConfig, registry: Registry, progress: Progress) -> Eval
     clock = _Clock()
     if config.data is not None and not config.data.is_dir():
         raise ConfigError(f"--data {config.data}: not a folder")
+    if config.served_model is not None and not any(map(is_url, filter(None, (config.model, config.baseline)))):
+        raise ConfigError(
+            "--served-model-name: says which model of a server to ask; fourfold serves a folder under its own name"
+        )
     planned = plan_tasks(config.tasks, config.options, registry)
     source = _source(config, config.model, registry)
     baseline = _Baseline(config, registry)

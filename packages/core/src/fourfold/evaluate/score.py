@@ -12,7 +12,7 @@ from fourfold.evaluate.answers import AnswerFile, prompts_sha256
 from fourfold.evaluate.statistics import Sample, score_interval, standard_error
 from fourfold.evaluate.tasks import PlannedTask
 from fourfold.interfaces.benchmark import Metric, Prompt, Scores
-from fourfold.results import MetricResult, PromptMetric, TaskResult
+from fourfold.results import PROPORTION, MetricResult, PromptMetric, TaskResult
 
 #: A toolchain adds the same numbers in another order: this much may lie between its score and ours.
 _SAME = 1e-9
@@ -20,14 +20,15 @@ _SAME = 1e-9
 PromptScores = Sequence[Mapping[str, Mapping[str, PromptMetric]]]
 
 
-def sample_of(scores: PromptScores, metric: str, ids: Sequence[str]) -> Sample:
+def sample_of(scores: PromptScores, metric: Metric | MetricResult, ids: Sequence[str]) -> Sample:
     """One metric on the prompts that have it, in order; repeats of a prompt are added up, since they are not
     independent.
     """
-    of_prompt = [[by[name][metric] for by in scores if metric in by.get(name, {})] for name in ids]
+    key = metric.name
+    of_prompt = [[by[name][key] for by in scores if key in by.get(name, {})] for name in ids]
     totals = [sum(value.total for value in values) for values in of_prompt if values]
     counts = [sum(value.count for value in values) for values in of_prompt if values]
-    return Sample(np.array(totals, dtype=np.float64), np.array(counts, dtype=np.float64))
+    return Sample(np.array(totals, dtype=np.float64), np.array(counts, dtype=np.float64), metric.unit == PROPORTION)
 
 
 def task_result(
@@ -68,8 +69,8 @@ def task_result(
 
 
 def _metric_result(metric: Metric, scores: Sequence[Scores], ids: Sequence[str], seed: int) -> MetricResult:
-    by_repeat = [sample_of([repeat.prompts], metric.name, ids) for repeat in scores]
-    together = sample_of([repeat.prompts for repeat in scores], metric.name, ids)
+    by_repeat = [sample_of([repeat.prompts], metric, ids) for repeat in scores]
+    together = sample_of([repeat.prompts for repeat in scores], metric, ids)
     aggregates = [repeat.aggregates.get(metric.name) for repeat in scores]
     values = [
         sample.score if aggregate is None else aggregate

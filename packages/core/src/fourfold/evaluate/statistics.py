@@ -5,7 +5,7 @@ mean where every count is 1 (GSM8K), a ratio where prompts carry several checks 
 independent units throughout: what lies inside one is never taken for more data.
 
 Intervals: Wilson (1927) for plain proportions, Bonett and Price for their paired differences (2012) and ratios (2006);
-else the percentile bootstrap over prompts, paired for two models. A bootstrap of values that are all alike has no
+else the percentile bootstrap over prompts, paired for two models. A bootstrap whose resamples are all alike has no
 width, which would be flattery: there is no interval then. Tests: McNemar's exact (a two-sided binomial on the prompts
 that only one model got right), else the sign-flip permutation test on differences. Whatever is drawn has a recorded
 seed. Where there are fewer than two prompts, there is no interval and no test.
@@ -31,14 +31,20 @@ PERMUTATION_RESAMPLES = 20_000
 #: Up to this many differing prompts, all sign patterns are tried instead of drawn.
 EXACT_PERMUTATIONS = 14
 _CHUNK_CELLS = 4_000_000
+#: Sums in another order differ in the last bits: what lies closer is the same.
+_ROUNDING = 1e-9
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One metric on n prompts: float64 ``totals`` [n] and ``counts`` [n], all counts positive."""
+    """One metric on n prompts: float64 ``totals`` [n] and ``counts`` [n], all counts positive.
+
+    ``proportion`` says that a total is how many of its count are right; else it may be anything, such as nats.
+    """
 
     totals: Array
     counts: Array
+    proportion: bool = True
 
     @property
     def n(self) -> int:
@@ -53,7 +59,12 @@ class Sample:
     @property
     def is_plain_proportion(self) -> bool:
         """One check a prompt, right or wrong."""
-        return bool(np.all(self.counts == 1) and np.all((self.totals == 0) | (self.totals == 1)))
+        return self.proportion and bool(np.all(self.counts == 1) and np.all((self.totals == 0) | (self.totals == 1)))
+
+    @property
+    def is_at_an_end(self) -> bool:
+        """A proportion of which nothing is right, or everything."""
+        return self.proportion and bool(np.all(self.totals == 0) or np.all(self.totals == self.counts))
 
 
 def wilson_interval(right: int, n: int) -> Interval | None:
@@ -83,22 +94,22 @@ def standard_error(sample: Sample) -> float | None:
 
 
 def score_interval(sample: Sample, seed: int) -> Interval | None:
-    """95 % interval of the score: Wilson where it is a plain proportion, bootstrap over prompts otherwise."""
+    """95 % interval of the score: Wilson where it is a plain proportion, bootstrap over prompts otherwise; None where
+    n < 2 or no resample scores otherwise.
+    """
     if sample.n < 2:
         return None
     if sample.is_plain_proportion:
         return wilson_interval(int(sample.totals.sum()), sample.n)
-    if np.all(sample.totals == 0) or np.all(sample.totals == sample.counts):
-        # Nothing or everything right: as if each prompt were one check.
+    if sample.is_at_an_end:
+        # As if each prompt were one check.
         return wilson_interval(sample.n if sample.totals.any() else 0, sample.n)
-    if np.ptp(sample.totals / sample.counts) == 0:
-        return None
     sums = _resampled_sums((sample.totals, sample.counts), seed)
     return _percentile_interval(sums[0] / sums[1], "bootstrap", seed)
 
 
 def difference_interval(baseline: Sample, candidate: Sample, seed: int) -> Interval | None:
-    """95 % interval of candidate - baseline on the same prompts; None where n < 2, or none differs that could vary."""
+    """95 % interval of candidate - baseline on the same prompts; None where n < 2 or no resample differs otherwise."""
     _require_pairs(baseline, candidate)
     if baseline.n >= 2 and baseline.is_plain_proportion and candidate.is_plain_proportion:
         _, gained, lost = _paired_counts(baseline, candidate)
@@ -112,7 +123,7 @@ def difference_interval(baseline: Sample, candidate: Sample, seed: int) -> Inter
 def retained_interval(baseline: Sample, candidate: Sample, seed: int) -> Interval | None:
     """95 % interval of candidate / baseline on the same prompts.
 
-    None where n < 2, where none differs that could vary, and where the baseline scores 0, or does in some resample: the
+    None where n < 2, where no resample's is another, and where the baseline scores 0, or does in some resample: the
     quotient has no upper end then.
     """
     _require_pairs(baseline, candidate)
@@ -147,7 +158,7 @@ def _wilson_at(right: int, n: int, z: float) -> tuple[float, float]:
 def _paired_interval(
     baseline: Sample, candidate: Sample, seed: int, combine: Callable[[Array, Array], Array | None]
 ) -> Interval | None:
-    if baseline.n < 2 or np.array_equal(baseline.totals / baseline.counts, candidate.totals / candidate.counts):
+    if baseline.n < 2:
         return None
     sums = _resampled_sums((baseline.totals, baseline.counts, candidate.totals, candidate.counts), seed)
     values = combine(sums[0] / sums[1], sums[2] / sums[3])
@@ -188,8 +199,7 @@ def _permutation_test(baseline: Sample, candidate: Sample, seed: int) -> PairedT
     shares = candidate.totals / candidate.counts.sum() - baseline.totals / baseline.counts.sum()
     shares = shares[shares != 0]
     observed = abs(shares.sum())
-    # Sums in another order differ in the last bits; a tie is a tie.
-    reached = observed * (1 - 1e-9)
+    reached = observed * (1 - _ROUNDING)
     if len(shares) <= EXACT_PERMUTATIONS:
         patterns = np.arange(2 ** len(shares))[:, None] >> np.arange(len(shares)) & 1
         sums = np.abs((2.0 * patterns - 1) @ shares)
@@ -220,7 +230,9 @@ def _resampled_sums(columns: tuple[Array, ...], seed: int) -> Array:
     return sums.T
 
 
-def _percentile_interval(values: Array, method: str, seed: int) -> Interval:
+def _percentile_interval(values: Array, method: str, seed: int) -> Interval | None:
+    if np.ptp(values) <= _ROUNDING * np.abs(values).max():
+        return None
     low, high = np.quantile(values, (0.025, 0.975))
     return Interval.model_validate(
         {"low": float(low), "high": float(high), "method": method, "seed": seed, "resamples": BOOTSTRAP_RESAMPLES}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fourfold.results import Comparison, EvalRecord, Interval, MetricResult, TaskResult
+from fourfold.results import PROPORTION, Comparison, EvalRecord, Interval, MetricResult, TaskResult
 
 Rows = tuple[tuple[str, ...], list[tuple[str, ...]]]
 
@@ -39,14 +39,14 @@ def value(score: float | None, unit: str) -> str:
     """A score as people read it."""
     if score is None:
         return "none"
-    return f"{100 * score:.2f} %" if unit == "proportion" else f"{score:,.6g} {unit}"
+    return f"{100 * score:.2f} %" if unit == PROPORTION else f"{score:,.6g} {unit}"
 
 
 def _interval(metric: MetricResult) -> str:
     interval = metric.interval
     if interval is None:
         return ""
-    if metric.unit == "proportion":
+    if metric.unit == PROPORTION:
         return f"{100 * interval.low:.2f} to {100 * interval.high:.2f}"
     return f"{interval.low:.4g} to {interval.high:.4g}"
 

@@ -37,7 +37,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from pydantic import Field, FiniteFloat, PositiveInt
 
 from fourfold.config import Config, Options
-from fourfold.results import Direction, MetricResult, PromptMetric
+from fourfold.results import PROPORTION, Direction, MetricResult, PromptMetric
 
 if TYPE_CHECKING:
     from fourfold.interfaces.server import Endpoint, Server
@@ -86,7 +86,7 @@ class Metric(Config):
     name: str
     label: str
     direction: Direction = Direction.HIGHER
-    unit: str = "proportion"
+    unit: str = PROPORTION
 
 
 class Scores(Config):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,7 +12,7 @@ from fourfold.errors import ConfigError
 from fourfold.evaluate.target import folder_bytes
 from fourfold.manifest import Manifest
 from fourfold.report.collect import Measured, NamedManifest
-from fourfold.results import Comparison, EvalRecord, MetricResult, ModelRecord
+from fourfold.results import Comparison, EvalRecord, ModelRecord, TaskResult
 from fourfold.sizing import ModelShape, read_shape
 
 
@@ -22,7 +24,8 @@ class Candidate:
     manifest: Manifest | None
     shape: ModelShape | None
     has_vision: bool
-    record: EvalRecord | None
+    #: Every evaluation of it; no task twice.
+    records: tuple[EvalRecord, ...]
     bench: BenchReport | None
     bytes_before: int | None
     bytes_after: int | None
@@ -35,23 +38,34 @@ class Candidate:
     @property
     def model(self) -> ModelRecord | None:
         """What answered in the evaluation."""
-        return self.record.model if self.record else None
+        return self.records[0].model if self.records else None
+
+    @property
+    def machines(self) -> str:
+        """Where it was evaluated, by GPU, else by processor; empty where it was not."""
+        found = (", ".join(record.machine.gpus) or record.machine.processor for record in self.records)
+        return ", ".join(dict.fromkeys(found))
+
+    @property
+    def cut(self) -> tuple[TaskResult, ...]:
+        """Tasks whose limit was reached."""
+        return tuple(task for record in self.records for task in record.cut)
+
+    def _comparisons(self) -> Iterator[Comparison]:
+        return (comparison for record in self.records for comparison in record.comparisons)
 
     def comparisons(self) -> tuple[Comparison, ...]:
         """Quality scores beside the baseline's."""
-        found = self.record.comparisons if self.record else ()
-        return tuple(c for c in found if c.unit == "proportion" and not c.metric.startswith("part-"))
+        return tuple(c for c in self._comparisons() if c.is_quality and not c.metric.startswith("part-"))
 
     def speed(self, name: str) -> tuple[float | None, float | None]:
         """(baseline's, this one's) median of the evaluation's speed metric ``name``."""
-        found: list[float | None] = []
-        for comparison in self.record.comparisons if self.record else ():
+        for comparison in self._comparisons():
             if comparison.task == "speed" and comparison.metric == name:
                 return comparison.baseline_score, comparison.score
-        task = self.record.task("speed") if self.record else None
-        metrics: tuple[MetricResult, ...] = task.metrics if task else ()
-        found = [metric.score for metric in metrics if metric.name == name]
-        return None, found[0] if found else None
+        tasks = (task for record in self.records if (task := record.task("speed")) is not None)
+        found = (metric.score for task in tasks for metric in task.metrics if metric.name == name)
+        return None, next(found, None)
 
 
 def choose(measured: Measured, folder: Path, name: str | None) -> Candidate:
@@ -73,20 +87,12 @@ def choose(measured: Measured, folder: Path, name: str | None) -> Candidate:
         wanted = "several checkpoints" if name is None else f"no checkpoint {name!r}"
         raise ConfigError(f"checkpoint: {wanted} below {folder}; give one of: {known}")
     chosen = by_name[name]
-    named = next(
-        (
-            e
-            for e in measured.evaluations
-            if e.name == name or (chosen is not None and e.record.model.manifest_sha256 == chosen.manifest_sha256)
-        ),
-        None,
-    )
-    record = named.record if named else None
+    records = _evaluations_of(measured, name, chosen)
     cell = cells.get(name)
     config = folder / chosen.folder / "config.json" if chosen else None
     shape = read_shape(str(config)) if config is not None and config.is_file() else None
     bench = next((b for b in measured.benches if b.subject.model == name or len(by_name) == 1), None)
-    before, after = _sizes(record, bench)
+    before, after = _sizes(records, bench)
     if chosen is not None:
         after = folder_bytes(folder / chosen.folder)
     return Candidate(
@@ -94,7 +100,7 @@ def choose(measured: Measured, folder: Path, name: str | None) -> Candidate:
         manifest=chosen.manifest if chosen else None,
         shape=shape,
         has_vision=bool(shape and shape.vision_numel),
-        record=record,
+        records=records,
         bench=bench,
         bytes_before=before or (cell.bytes_before if cell else None),
         bytes_after=after or (cell.bytes_after if cell else None),
@@ -105,11 +111,27 @@ def choose(measured: Measured, folder: Path, name: str | None) -> Candidate:
     )
 
 
-def _sizes(record: EvalRecord | None, bench: BenchReport | None) -> tuple[int | None, int | None]:
+def _evaluations_of(measured: Measured, name: str, chosen: NamedManifest | None) -> tuple[EvalRecord, ...]:
+    """Those of that name or that manifest. :class:`ConfigError` for a task in two: a card has one score of it."""
+    found = [
+        e
+        for e in measured.evaluations
+        if e.name == name or (chosen is not None and e.record.model.manifest_sha256 == chosen.manifest_sha256)
+    ]
+    counts = Counter(task.task for each in found for task in each.record.tasks)
+    if twice := [task for task, count in counts.items() if count > 1]:
+        raise ConfigError(
+            f"checkpoint {name!r}: task {twice[0]!r} was evaluated {counts[twice[0]]} times; leave one of the "
+            "evaluations in the folder"
+        )
+    return tuple(each.record for each in found)
+
+
+def _sizes(records: tuple[EvalRecord, ...], bench: BenchReport | None) -> tuple[int | None, int | None]:
     before = after = None
-    if record is not None:
-        after = record.model.size_bytes
-        before = record.baseline.size_bytes if record.baseline else None
+    for record in records:
+        after = after or record.model.size_bytes
+        before = before or (record.baseline.size_bytes if record.baseline else None)
     if bench is not None:
         after = after or bench.subject.size_bytes
         before = before or (bench.baseline.size_bytes if bench.baseline else None)

@@ -146,7 +146,7 @@ def _quality(candidate: Candidate, absent: list[str]) -> str:
     found = {c.label: c for c in candidate.comparisons()}
     absent += [f"Quality: {label}" for label in PUBLISHED_BENCHMARKS if label not in found]
     ordered = [found.pop(label) for label in PUBLISHED_BENCHMARKS if label in found] + list(found.values())
-    if not ordered or candidate.record is None:
+    if not ordered:
         return "No benchmark was measured against BF16."
     rows = [
         (c.label, _percent(c.baseline_score), _percent(c.score), "-" if c.retained is None else _percent(c.retained, 1))
@@ -157,8 +157,7 @@ def _quality(candidate: Candidate, absent: list[str]) -> str:
     rows.append(("Average", _percent(means[0]), _percent(means[1]), retained))
     table = markdown_table(Table("", ("Benchmark", "BF16 (reference)", "NVFP4 (this)", "Retained"), tuple(rows)))
     words = "\n".join(f"- {c.label}, {c.prompts:,} prompts: {c.words}" for c in ordered)
-    machine = ", ".join(candidate.record.machine.gpus) or candidate.record.machine.processor
-    return f"Both served and asked the same prompts, on {machine}.\n\n{table}\n{words}"
+    return f"Both served and asked the same prompts, on {candidate.machines}.\n\n{table}\n{words}"
 
 
 def _speed(candidate: Candidate, absent: list[str]) -> str:
@@ -177,8 +176,8 @@ def _speed(candidate: Candidate, absent: list[str]) -> str:
             rows.append((label, *shown, _factor(before, after, larger_is_better=larger)))
     sizes = candidate.bytes_before, candidate.bytes_after
     rows.append(("Model size on disk", _size(sizes[0]), _size(sizes[1]), _factor(*sizes, larger_is_better=False)))
-    machine = bench.machine if bench else candidate.record.machine if candidate.record else None
-    where = f"On {', '.join(machine.gpus) or machine.processor}.\n\n" if machine and len(rows) > 1 else ""
+    machine = (", ".join(bench.machine.gpus) or bench.machine.processor) if bench else candidate.machines
+    where = f"On {machine}.\n\n" if machine and len(rows) > 1 else ""
     return where + _table(("Metric", "BF16", "NVFP4", "Factor"), rows, "Speed & Size", absent)
 
 
@@ -248,7 +247,7 @@ def _limitations(candidate: Candidate, absent: list[str]) -> str:
     if candidate.manifest and candidate.manifest.fallbacks:
         rules = sorted({fallback.rule for fallback in candidate.manifest.fallbacks})
         lines.append(f"- {len(candidate.manifest.fallbacks)} modules got a derived value ({', '.join(rules)})")
-    if cut := candidate.record.cut if candidate.record else ():
+    if cut := candidate.cut:
         lines.append(f"- Cut by a limit: {', '.join(f'{t.task} to {t.prompts:,} prompts' for t in cut)}")
     lines.append("- Community quantization, not an official NVIDIA or Google release")
     if absent:

@@ -20,6 +20,10 @@ from fourfold.versions import package_versions
 SCHEMA_VERSION: Final = 1
 #: How many folders deep below the given one files are looked for.
 _DEPTH = 3
+#: A folder with this is a report's, and no record in it is read.
+REPORT_PAGE: Final = "report.html"
+_BENCHES, _SENSITIVITIES = "bench*.json", "sensitivity*.json"
+_RECORDS = (EVAL_FILE, MANIFEST_FILE, _BENCHES, _SENSITIVITIES)
 
 
 class NamedEval(Config):
@@ -68,8 +72,8 @@ def collect(folder: Path) -> Measured:
         raise OutputError(f"{folder}: no such folder; give the output of fourfold study run or fourfold eval")
     study = _study(folder)
     evaluations = _evaluations(folder, study)
-    benches = tuple(BenchReport.parse(read_json(path), where=str(path)) for path in _find(folder, "bench*.json"))
-    sensitivities = tuple(read_sensitivity(path) for path in _find(folder, "sensitivity*.json"))
+    benches = tuple(BenchReport.parse(read_json(path), where=str(path)) for path in _find(folder, _BENCHES))
+    sensitivities = tuple(read_sensitivity(path) for path in _find(folder, _SENSITIVITIES))
     checkpoints = tuple(_checkpoints(folder))
     if not (study or evaluations or benches or sensitivities):
         raise OutputError(
@@ -88,6 +92,13 @@ def collect(folder: Path) -> Measured:
         checkpoints=checkpoints,
         absent=tuple(_absent(evaluations, benches, sensitivities, checkpoints)),
     )
+
+
+def records_in(folder: Path) -> list[Path]:
+    """Files in ``folder`` itself that a report would read as records, but for those of an earlier report."""
+    found = [path for pattern in _RECORDS for path in sorted(folder.glob(pattern))]
+    results = folder / RESULTS_FILE
+    return found + ([results] if results.is_file() and not (folder / REPORT_PAGE).is_file() else [])
 
 
 def _study(folder: Path) -> StudyResults | None:
@@ -127,7 +138,7 @@ def _checkpoints(folder: Path) -> Iterator[NamedManifest]:
 def _find(folder: Path, pattern: str) -> list[Path]:
     """Files of that name at most ``_DEPTH`` folders down, in order; a report's own output is none of them."""
     found = {path for depth in range(_DEPTH + 1) for path in folder.glob("*/" * depth + pattern)}
-    return sorted(path for path in found if path.is_file() and not (path.parent / "report.html").exists())
+    return sorted(path for path in found if path.is_file() and not (path.parent / REPORT_PAGE).exists())
 
 
 def _absent(

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from fourfold.models.gemma4 import ModuleKind
 from fourfold.page import NONE, Series, Span, Table, bars, heat_map, lines, spans
 from fourfold.report.collect import Measured
-from fourfold.results import Comparison, EvalRecord, Interval, Machine, MetricResult
+from fourfold.results import PROPORTION, Comparison, EvalRecord, Interval, Machine, MetricResult
 from fourfold.sensitivity import SensitivityReport, sensitivity_tables
 from fourfold.study.table import study_tables
 
@@ -69,7 +69,7 @@ def _made(measured: Measured) -> Iterator[Item]:
 def _quality(measured: Measured) -> Iterator[Item]:
     for named in measured.evaluations:
         record = named.record
-        quality = [c for c in record.comparisons if c.unit == "proportion"]
+        quality = [c for c in record.comparisons if c.unit == PROPORTION]
         rows = [
             Span(c.label, 100 * c.retained, *_percent_ends(c.retained_interval))
             for c in quality
@@ -80,7 +80,7 @@ def _quality(measured: Measured) -> Iterator[Item]:
         if quality:
             header = ("benchmark", "prompts", "BF16", named.name, "retained", "verdict")
             yield Table(f"{named.name} against {_baseline(record)}", header, tuple(_compared(c) for c in quality))
-        elif own := [m for task in record.tasks for m in task.metrics if m.unit == "proportion"]:
+        elif own := [m for task in record.tasks for m in task.metrics if m.unit == PROPORTION]:
             plain = ("benchmark", "prompts", "score")
             yield Table(f"{named.name}, no baseline", plain, tuple((m.label, f"{m.prompts:,}", score(m)) for m in own))
 
@@ -209,7 +209,7 @@ def score(metric: MetricResult) -> str:
     """A metric's score in its own unit with its interval."""
     if metric.score is None:
         return NONE
-    if metric.unit == "proportion":
+    if metric.unit == PROPORTION:
         return f"{100 * metric.score:.2f} %{_interval(metric.interval, 100)}"
     return f"{metric.score:.4g} {metric.unit}{_interval(metric.interval, 1)}"
 

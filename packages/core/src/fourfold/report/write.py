@@ -4,21 +4,27 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from fourfold.errors import OutputError
 from fourfold.page import Table, markdown_table, paragraph, render_page, section, table_html
-from fourfold.report.collect import Measured, canonical
+from fourfold.report.collect import REPORT_PAGE, Measured, canonical, records_in
 from fourfold.report.sections import Absent, Item, Plot, Section, sections
-
-REPORT_FOLDER = "report"
+from fourfold.study.results import RESULTS_FILE
 
 
 def write_report(measured: Measured, output: Path) -> tuple[Path, ...]:
-    """Write the three files into ``output``, which is made; returns their paths."""
+    """Write the three files into ``output``, which is made; returns their paths.
+
+    Raises :class:`OutputError` for a folder of records, whose own ``results.json`` the report's would replace, and
+    which no later report would read, since it reads none that stand beside a ``report.html``.
+    """
+    if records := records_in(output):
+        raise OutputError(f"{output}: holds {records[0].name}, which is no report's; give --output another folder")
     output.mkdir(parents=True, exist_ok=True)
     content = sections(measured)
     files = {
-        "results.json": canonical(measured),
+        RESULTS_FILE: canonical(measured),
         "report.md": _markdown(measured.name, content),
-        "report.html": render_page(
+        REPORT_PAGE: render_page(
             measured.name, (section(part.title, (_html(item) for item in part.items)) for part in content)
         ),
     }

@@ -11,7 +11,7 @@ from fourfold.evaluate.statistics import Sample, score_interval, standard_error
 from fourfold.interfaces.benchmark import Measured, Measurement, MeasurementJob
 from fourfold.interfaces.server import Endpoint
 from fourfold.progress import Progress
-from fourfold.results import Direction, MetricResult
+from fourfold.results import PROPORTION, Direction, MetricResult
 from fourfold_eval.divergence.kernel import PositionDivergence, divergence
 from fourfold_eval.divergence.logprobs import fetch, load, missing
 from fourfold_eval.divergence.sequences import Messages, SequenceSet, answer_prompts, chat_prompts
@@ -107,15 +107,15 @@ def _measured(metrics: tuple[MetricResult, ...], sequences: SequenceSet) -> Meas
 
 def _metrics(found: list[PositionDivergence], seed: int) -> tuple[MetricResult, ...]:
     counts = np.array([len(each.kl) for each in found], dtype=np.float64)
-    kl = Sample(np.array([each.kl.sum() for each in found]), counts)
+    kl = Sample(np.array([each.kl.sum() for each in found]), counts, proportion=False)
     same = Sample(np.array([each.same_top.sum() for each in found], dtype=np.float64), counts)
-    remainder = Sample(np.array([each.remainder.sum() for each in found]), counts)
+    remainder = Sample(np.array([each.remainder.sum() for each in found]), counts, proportion=False)
     every = np.concatenate([each.kl for each in found])
     percentile = _metric("kl-p99", "KL, 99th percentile of positions", "nats", Direction.LOWER, kl, seed)
     no_error = {"score": float(np.quantile(every, 0.99)), "interval": None, "standard_error": None}
     return (
         _metric("kl", "KL to the baseline", "nats", Direction.LOWER, kl, seed),
-        _metric("top1", "top-1 agreement with the baseline", "proportion", Direction.HIGHER, same, seed),
+        _metric("top1", "top-1 agreement with the baseline", PROPORTION, Direction.HIGHER, same, seed),
         percentile.model_copy(update=no_error),
         _metric("tail", "baseline's probability outside both tops", "probability", Direction.LOWER, remainder, seed),
     )

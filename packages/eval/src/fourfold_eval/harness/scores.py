@@ -9,7 +9,7 @@ from typing import Any
 
 from fourfold.errors import EvaluationError
 from fourfold.interfaces.benchmark import Metric, Scores
-from fourfold.results import Direction, PromptMetric
+from fourfold.results import PROPORTION, Direction, PromptMetric
 
 
 def scores_of(
@@ -35,7 +35,7 @@ def scores_of(
                 raise EvaluationError(f"task {leaf!r}: the harness scores {key} as {value}, which is no number")
             better = results["higher_is_better"].get(leaf, {}).get(key.partition(",")[0], True)
             shares = parts[name]
-            unit = "proportion" if shares and all(0 <= part.total <= part.count for part in shares) else "score"
+            unit = PROPORTION if shares and all(0 <= part.total <= part.count for part in shares) else "score"
             direction = Direction.HIGHER if better is not False else Direction.LOWER
             metrics[name] = Metric(name=name, label=shown, direction=direction, unit=unit)
             aggregates[name] = value
