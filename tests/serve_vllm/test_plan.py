@@ -178,6 +178,8 @@ def test_what_cannot_be_meant_is_refused(full_size, options, error, message):
 def test_emulation_on_a_gpu_takes_the_kernels_place(full_size):
     ours = plan(full_size, gpu="h200", emulation="on", activations="none")
     assert "--moe-backend" not in flags(ours.command)
+    assert "--enforce-eager" in ours.command
+    assert "--enforce-eager" not in plan(full_size, gpu="h200").command
     assert ours.environment == {"FOURFOLD_EMULATION": "on", "FOURFOLD_ACTIVATIONS": "none", "FOURFOLD_DECODE": "once"}
     assert ours.docker == ()
     # 47.6 GB of decoded weights do not fit 32 GB; the packed ones do.

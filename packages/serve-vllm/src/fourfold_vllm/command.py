@@ -13,6 +13,7 @@ from fourfold_vllm.flags import (
     Flag,
     choose_kv,
     choose_ranks,
+    eager_flags,
     kernel_flags,
     parallel_flags,
     quantization_flags,
@@ -85,7 +86,7 @@ def decide(checkpoint: Path, options: VllmOptions, *, wants_gpu: bool, port: int
         *([share] if machine.sm is not None else []),
         *parallel_flags(facts, options, budget.ranks),
         *sequence_flags(budget, options),
-        *([Flag("--enforce-eager", None, "asked for: no compilation, no graphs")] if options.enforce_eager else []),
+        *eager_flags(facts, options, machine),
         *_dropped(machine),
     ]
     return Launch(

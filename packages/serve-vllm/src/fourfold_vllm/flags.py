@@ -63,6 +63,15 @@ def kernel_flags(facts: CheckpointFacts, options: VllmOptions, machine: Machine)
     return [Flag("no --moe-backend", None, f"SM {sm_text(machine.sm)} multiplies FP4: vLLM takes its fastest kernel")]
 
 
+def eager_flags(facts: CheckpointFacts, options: VllmOptions, machine: Machine) -> list[Flag]:
+    """Neither compilation nor graphs, where asked for or where the emulation computes experts on a GPU."""
+    if options.enforce_eager:
+        return [Flag("--enforce-eager", None, "asked for: no compilation, no graphs")]
+    if facts.is_nvfp4 and options.emulation == "on" and machine.sm is not None:
+        return [Flag("--enforce-eager", None, "the emulation of experts cannot be captured in a CUDA graph")]
+    return []
+
+
 def choose_kv(facts: CheckpointFacts, options: VllmOptions, machine: Machine) -> Kv:
     """The KV cache's type. FP8 costs accuracy or speed on some GPUs, so it is a choice, not a habit."""
     plain = 4 if options.dtype == "float32" else 2

@@ -220,10 +220,11 @@ def _made(candidate: Candidate, registry: Registry, absent: list[str]) -> str:
 
 def _calibration(candidate: Candidate, absent: list[str]) -> str:
     manifest = candidate.manifest
-    if manifest is None or manifest.calibration is None:
-        if manifest is None:
-            absent.append("Calibration")
-        return "" if manifest is None else "None: weights alone."
+    if manifest is None:
+        absent.append("Calibration")
+        return "Not known without the manifest."
+    if manifest.calibration is None:
+        return "None: weights alone."
     record, spec = manifest.calibration, manifest.calibration.spec
     lines = [
         f"- Data: {spec.get('source')}, {spec.get('samples')} rows of {spec.get('sequence_length')} tokens, "

@@ -181,7 +181,10 @@ def _sizes(measured: Measured) -> Iterator[Item]:
             if model is not None and model.size_bytes is not None:
                 sizes.setdefault(model.name, model.size_bytes)
     if sizes:
-        yield Plot(bars("tensors and files, MB", list(sizes), [round(size / 1e6, 3) for size in sizes.values()]))
+        megabytes = {name: round(size / 1e6, 3) for name, size in sizes.items()}
+        yield Plot(bars("tensors and files, MB", list(megabytes), list(megabytes.values())))
+        rows = tuple((name, f"{size:,.2f}") for name, size in megabytes.items())
+        yield Table("tensors and files", ("", "MB"), rows)
 
 
 def _provenance(measured: Measured) -> Iterator[Item]:

@@ -46,7 +46,7 @@ def _markdown(title: str, content: tuple[Section, ...]) -> str:
             else:
                 lines += [f"- {item.text}" if isinstance(item, Absent) else f"{item}\n"]
         if plots:
-            lines += [f"{plots} plots of this section are in report.html.", ""]
+            lines += [f"{'A plot' if plots == 1 else f'{plots} plots'} of this section: report.html.", ""]
         lines.append("")
     return "\n".join(lines).rstrip() + "\n"
 
