@@ -28,6 +28,10 @@ class Crashing(Failing):
     error = RuntimeError("a plugin's own fault")
 
 
+class Silent(Failing):
+    error = CheckpointError()
+
+
 class Interrupted(Failing):
     error = KeyboardInterrupt
 
@@ -38,7 +42,7 @@ class Faulty:
     def fourfold_register_exporters() -> list[Entry]:
         return [
             Entry(name=kind.__name__.lower(), summary="a test's", implementation=f"{__name__}:{kind.__name__}")
-            for kind in (Failing, Crashing, Interrupted)
+            for kind in (Failing, Crashing, Silent, Interrupted)
         ]
 
 
@@ -48,7 +52,7 @@ def faulty() -> Registry:
     load = registry.load
 
     def local(role, name):
-        kinds = {kind.__name__.lower(): kind for kind in (Failing, Crashing, Interrupted)}
+        kinds = {kind.__name__.lower(): kind for kind in (Failing, Crashing, Silent, Interrupted)}
         return kinds.get(name) or load(role, name)
 
     registry.load = local
@@ -155,6 +159,16 @@ def test_one_failure_is_recorded_and_the_others_go_on(faulty: Registry, model: P
     notes = Notes()
     run_study(plan_study(study, faulty), faulty, LocalExecutor(faulty), tmp_path / "out", notes)
     assert [note for note in notes.texts if note.endswith("kept")] == [f"{done.name}: complete, kept"]
+
+
+def test_a_failure_without_a_message_is_told_by_its_type(faulty: Registry, model: Path, make_study, tmp_path: Path):
+    text = '[recipe]\nscheme = "W4A16"\n[matrix]\nquantizers = ["reference"]\nlayouts = ["silent"]\n'
+    text += '[evaluate]\ntasks = ["size"]\n'
+    plan, notes = plan_study(make_study(text, model=model), faulty), Notes()
+    results = run_study(plan, faulty, LocalExecutor(faulty), tmp_path / "out", notes)
+    assert f"cell {results.cells[0].name} failed: no message" in notes.texts
+    cells, kept = study_tables(results)
+    assert cells.rows[0][3] == kept.rows[1][1] == "failed: CheckpointError: no message"
 
 
 def test_an_interruption_ends_the_run_and_keeps_what_is_done(faulty: Registry, model: Path, make_study, tmp_path: Path):

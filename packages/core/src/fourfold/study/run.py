@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from fourfold.errors import CheckpointError, OutputError
+from fourfold.errors import CheckpointError, OutputError, last_line
 from fourfold.manifest import MANIFEST_FILE, Manifest, sha256_file, sha256_files
 from fourfold.pipeline import Pipeline, StageTime, hash_source
 from fourfold.plugins import Registry
@@ -141,7 +141,7 @@ class _Run:
         for outcome in executor.run(jobs, self._progress):
             job = by_name[outcome.job]
             if not outcome.ok:
-                self._progress.note(f"{job.name} failed: {(outcome.error or '').strip().splitlines()[-1]}")
+                self._progress.note(f"{job.name} failed: {last_line(outcome.error)}")
             if job.kind is JobKind.EVALUATE:
                 self._evaluations[job.cell] = self._evaluated(job, outcome)
             else:
