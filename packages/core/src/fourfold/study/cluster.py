@@ -19,6 +19,7 @@ from fourfold.plugins import Registry, build_plugin_manager
 from fourfold.progress import NoProgress, Progress
 from fourfold.study.jobs import Job, Outcome
 from fourfold.study.perform import failed_before, perform
+from fourfold.study.results import PROBE_PREFIX
 from fourfold.versions import package_versions
 
 #: How often Ray starts a job again that was lost with its node.
@@ -114,7 +115,7 @@ class RayExecutor:
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
         self._output.mkdir(parents=True, exist_ok=True)
-        probe = self._output / f".probe-{secrets.token_hex(8)}"
+        probe = self._output / f"{PROBE_PREFIX}{secrets.token_hex(8)}"
         probe.write_text(probe.name, encoding="utf-8")
         try:
             for node in _alive_nodes():
