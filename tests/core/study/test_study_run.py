@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from fourfold.interfaces.exporter import Exporter
 from fourfold.plugins import Entry, Registry, build_plugin_manager
 from fourfold.progress import NoProgress
 from fourfold.study import LocalExecutor, plan_study, run_study, study_tables
-from fourfold.study.run import LOCK_FILE
+from fourfold.study.results import LOCK_FILE, PairResult, Share
 
 from .conftest import BOTH, CELLS, MEMBERS, MakeStudy, Notes, read
 
@@ -182,9 +183,55 @@ def test_an_interruption_ends_the_run_and_keeps_what_is_done(faulty: Registry, m
     assert not (tmp_path / "out" / "checkpoints" / "reference-max.default.interrupted").exists()
 
 
-def test_another_study_may_not_use_the_folder(copy: Path, again):
-    with pytest.raises(OutputError, match="holds the study 'a-study' as another file says it; choose another"):
-        again(copy, BOTH.replace("compare = true", "seed = 1"))
+@pytest.mark.parametrize(
+    ("text", "cell"),
+    [(f"seed = 1\n{BOTH}", CELLS[1]), (BOTH.replace('"modelopt", ', ""), CELLS[0])],
+    ids=["every cell is another", "one is missing"],
+)
+def test_a_study_of_other_cells_may_not_use_the_folder(text: str, cell: str, copy: Path, again):
+    with pytest.raises(OutputError, match=rf"holds the study 'a-study' with other cells \(such as {cell}\); choose an"):
+        again(copy, text)
+
+
+def test_comparing_may_be_switched_and_cells_stay(copy: Path, again):
+    compared = read(copy)
+    a, b = compared.cells
+    assert None not in (a.manifest_sha256, b.manifest_sha256)
+    none = Share(tensors=0, equal=0, elements=0, differing_elements=0)
+    pair = PairResult(
+        a=a.name, b=b.name, a_manifest_sha256=str(a.manifest_sha256), b_manifest_sha256=str(b.manifest_sha256),
+        stands_for=(), packed_weights=none, block_scales=none, causes={}, differing=0, explained=0,
+    )  # fmt: skip
+    compared.model_copy(update={"pairs": (pair,)}).write(copy)
+    off, notes = again(copy, BOTH.replace("compare = true", "compare = false"))
+    assert (off.ok, off.pairs, notes) == (True, (), [f"{name}: complete, kept" for name in CELLS])
+    assert not off.study.compare
+    # as if they had never been compared
+    cells = tuple(cell.model_copy(update={"equal_to_artifact": None}) for cell in off.cells)
+    off.model_copy(update={"cells": cells}).write(copy)
+    on, notes = again(copy)
+    assert on == compared
+    assert notes == [f"{name}: complete, kept" for name in CELLS]
+    # what they would be compared with is gone
+    off.model_copy(update={"cells": cells}).write(copy)
+    shutil.rmtree(copy / "stages")
+    on, notes = again(copy)
+    assert [cell.equal_to_artifact for cell in on.cells] == [True, True]
+    assert not any("kept" in note for note in notes)
+
+
+def test_an_interruption_before_the_first_results_leaves_a_folder_to_go_on_in(
+    model: Path, again, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("fourfold.study.run.hash_source", interrupt)
+        again(tmp_path / "out")
+    assert [path.name for path in (tmp_path / "out").iterdir()] == [LOCK_FILE]
+    results, _ = again(tmp_path / "out")
+    assert results.ok
 
 
 def test_a_folder_of_other_things_is_refused(tmp_path: Path, again):

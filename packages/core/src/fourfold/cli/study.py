@@ -49,7 +49,7 @@ def run(
 
 
 def validate(studies: Annotated[list[Path], typer.Argument(help="Study files.")]) -> int:
-    """Check every name and option of every cell; reads no model and starts nothing."""
+    """Check every name and option of every cell, and what it is asked; reads no model and starts no server."""
     from fourfold.errors import ConfigError
     from fourfold.plugins import Registry, build_plugin_manager
     from fourfold.study import check_study, load_study
