@@ -63,6 +63,13 @@ def test_the_command_prints_one_table_or_json_and_its_exit_code(copy: Path, mode
     assert "no: 3 findings" in wrong.stdout
 
 
+def test_needs_of_a_cluster_are_refused_without_one(tmp_path: Path):
+    arguments = ["study", "run", "none.toml", "--output", str(tmp_path / "out"), "--needs", "quantize.gpus=8"]
+    run = CliRunner().invoke(app, arguments)
+    assert run.exit_code == 2
+    assert "--needs: says what jobs take of a cluster; give its address by --ray, or leave --needs out" in run.stderr
+
+
 def test_validate_says_all_files_faults_at_once(tmp_path: Path):
     good, bad, worse = (tmp_path / f"{name}.toml" for name in ("good", "bad", "worse"))
     matrix = '[matrix]\nquantizers = ["modelopt"]\nlayouts = ["modelopt"]\n'

@@ -212,6 +212,31 @@ def test_all_that_is_wrong_is_said_at_once(registry: Registry, make_study: MakeS
     assert said.count("unknown exporter 'gguf'") == 1
 
 
+def test_what_is_asked_is_checked_too(registry: Registry, make_study: MakeStudy, tmp_path: Path):
+    asked = (
+        'tasks = ["nobody:task", "demo-math", { name = "demo-clip", options = { colour = 1 } }, "gms8k", "gsm8k", '
+        '{ name = "kl", options = { prompts = "file" } }]\n'
+    )
+
+    def said(more: str) -> str:
+        with pytest.raises(ConfigError) as caught:
+            check_study(make_study(f"{MATRIX}[evaluate]\n{asked}{more}"), registry)
+        return str(caught.value)
+
+    everything = said(f'data = "{tmp_path}"\nserver = "vlm"\n')
+    for part in (
+        "evaluate: unknown task 'nobody:task'",
+        "evaluate: demo-clip.colour: unknown key",
+        "evaluate: unknown task 'gms8k'; near names: gsm8k",
+        f"evaluate: {tmp_path}/gsm8k_train.jsonl: not there",
+        "evaluate: kl: prompts.jsonl is not there",
+        "evaluate: unknown server 'vlm'",
+    ):
+        assert part in everything
+    assert "study a-study: 6 wrong, nothing was run" in everything
+    assert "evaluate: data: no/such/folder: not a folder" in said('data = "no/such/folder"\n')
+
+
 def test_a_quantizer_without_an_unfuser_of_its_own_says_which_it_knows():
     import fourfold.plugins as plugins
     from fourfold.interfaces.quantizer import QuantizerOptions

@@ -11,7 +11,7 @@ import torch
 from fourfold.evaluate.request import EvalConfig
 from fourfold.plugins import Environment, Registry
 from fourfold.study import StudyPlan, parse_needs, plan_study
-from fourfold.study.evaluation import evaluation_identity
+from fourfold.study.asked import evaluation_identity
 from fourfold.study.jobs import Job
 from fourfold.study.schedule import Schedule
 
@@ -81,7 +81,7 @@ def test_an_evaluation_is_another_with_other_benchmarks_or_data(
     def sha256(environment: Environment | None, implementation: str) -> str:
         return f"{implementation} {records.get(environment.name) if environment else None}"
 
-    monkeypatch.setattr("fourfold.study.evaluation.environment_sha256", sha256)
+    monkeypatch.setattr("fourfold.study.asked.environment_sha256", sha256)
     data = tmp_path / "data"
     (data / "tasks").mkdir(parents=True)
     (data / "ifeval.jsonl").write_text("{}\n")

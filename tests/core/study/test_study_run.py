@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from fourfold.interfaces.exporter import Exporter
 from fourfold.plugins import Entry, Registry, build_plugin_manager
 from fourfold.progress import NoProgress
 from fourfold.study import LocalExecutor, plan_study, run_study, study_tables
-from fourfold.study.run import LOCK_FILE
+from fourfold.study.results import LOCK_FILE, PairResult, Share
 
 from .conftest import BOTH, CELLS, MEMBERS, MakeStudy, Notes, read
 
@@ -28,6 +29,10 @@ class Crashing(Failing):
     error = RuntimeError("a plugin's own fault")
 
 
+class Silent(Failing):
+    error = CheckpointError()
+
+
 class Interrupted(Failing):
     error = KeyboardInterrupt
 
@@ -38,7 +43,7 @@ class Faulty:
     def fourfold_register_exporters() -> list[Entry]:
         return [
             Entry(name=kind.__name__.lower(), summary="a test's", implementation=f"{__name__}:{kind.__name__}")
-            for kind in (Failing, Crashing, Interrupted)
+            for kind in (Failing, Crashing, Silent, Interrupted)
         ]
 
 
@@ -48,7 +53,7 @@ def faulty() -> Registry:
     load = registry.load
 
     def local(role, name):
-        kinds = {kind.__name__.lower(): kind for kind in (Failing, Crashing, Interrupted)}
+        kinds = {kind.__name__.lower(): kind for kind in (Failing, Crashing, Silent, Interrupted)}
         return kinds.get(name) or load(role, name)
 
     registry.load = local
@@ -157,6 +162,16 @@ def test_one_failure_is_recorded_and_the_others_go_on(faulty: Registry, model: P
     assert [note for note in notes.texts if note.endswith("kept")] == [f"{done.name}: complete, kept"]
 
 
+def test_a_failure_without_a_message_is_told_by_its_type(faulty: Registry, model: Path, make_study, tmp_path: Path):
+    text = '[recipe]\nscheme = "W4A16"\n[matrix]\nquantizers = ["reference"]\nlayouts = ["silent"]\n'
+    text += '[evaluate]\ntasks = ["size"]\n'
+    plan, notes = plan_study(make_study(text, model=model), faulty), Notes()
+    results = run_study(plan, faulty, LocalExecutor(faulty), tmp_path / "out", notes)
+    assert f"cell {results.cells[0].name} failed: no message" in notes.texts
+    cells, kept = study_tables(results)
+    assert cells.rows[0][3] == kept.rows[1][1] == "failed: CheckpointError: no message"
+
+
 def test_an_interruption_ends_the_run_and_keeps_what_is_done(faulty: Registry, model: Path, make_study, tmp_path: Path):
     text = '[recipe]\nscheme = "W4A16"\n[matrix]\nquantizers = ["reference"]\n'
     study = make_study(text + 'layouts = ["modelopt", "interrupted", "failing"]\n', model=model)
@@ -168,9 +183,55 @@ def test_an_interruption_ends_the_run_and_keeps_what_is_done(faulty: Registry, m
     assert not (tmp_path / "out" / "checkpoints" / "reference-max.default.interrupted").exists()
 
 
-def test_another_study_may_not_use_the_folder(copy: Path, again):
-    with pytest.raises(OutputError, match="holds the study 'a-study' as another file says it; choose another"):
-        again(copy, BOTH.replace("compare = true", "seed = 1"))
+@pytest.mark.parametrize(
+    ("text", "cell"),
+    [(f"seed = 1\n{BOTH}", CELLS[1]), (BOTH.replace('"modelopt", ', ""), CELLS[0])],
+    ids=["every cell is another", "one is missing"],
+)
+def test_a_study_of_other_cells_may_not_use_the_folder(text: str, cell: str, copy: Path, again):
+    with pytest.raises(OutputError, match=rf"holds the study 'a-study' with other cells \(such as {cell}\); choose an"):
+        again(copy, text)
+
+
+def test_comparing_may_be_switched_and_cells_stay(copy: Path, again):
+    compared = read(copy)
+    a, b = compared.cells
+    assert None not in (a.manifest_sha256, b.manifest_sha256)
+    none = Share(tensors=0, equal=0, elements=0, differing_elements=0)
+    pair = PairResult(
+        a=a.name, b=b.name, a_manifest_sha256=str(a.manifest_sha256), b_manifest_sha256=str(b.manifest_sha256),
+        stands_for=(), packed_weights=none, block_scales=none, causes={}, differing=0, explained=0,
+    )  # fmt: skip
+    compared.model_copy(update={"pairs": (pair,)}).write(copy)
+    off, notes = again(copy, BOTH.replace("compare = true", "compare = false"))
+    assert (off.ok, off.pairs, notes) == (True, (), [f"{name}: complete, kept" for name in CELLS])
+    assert not off.study.compare
+    # as if they had never been compared
+    cells = tuple(cell.model_copy(update={"equal_to_artifact": None}) for cell in off.cells)
+    off.model_copy(update={"cells": cells}).write(copy)
+    on, notes = again(copy)
+    assert on == compared
+    assert notes == [f"{name}: complete, kept" for name in CELLS]
+    # what they would be compared with is gone
+    off.model_copy(update={"cells": cells}).write(copy)
+    shutil.rmtree(copy / "stages")
+    on, notes = again(copy)
+    assert [cell.equal_to_artifact for cell in on.cells] == [True, True]
+    assert not any("kept" in note for note in notes)
+
+
+def test_an_interruption_before_the_first_results_leaves_a_folder_to_go_on_in(
+    model: Path, again, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("fourfold.study.run.hash_source", interrupt)
+        again(tmp_path / "out")
+    assert [path.name for path in (tmp_path / "out").iterdir()] == [LOCK_FILE]
+    results, _ = again(tmp_path / "out")
+    assert results.ok
 
 
 def test_a_folder_of_other_things_is_refused(tmp_path: Path, again):

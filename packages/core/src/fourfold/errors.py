@@ -60,6 +60,10 @@ class EvaluationError(FourfoldError):
     """An evaluation that cannot go on or be compared: an endpoint, a data file, other prompts than the baseline's."""
 
 
+class UnreachableDataError(EvaluationError):
+    """Data that a benchmark would fetch, from where nothing answers now. What is wrong with them is not known."""
+
+
 class OutputError(FourfoldError):
     """A destination that cannot be written: not empty, no space, no permission."""
 
@@ -70,3 +74,18 @@ class StageError(FourfoldError):
 
 class ServerError(FourfoldError):
     """A server that does not start, does not answer, or answers what it should not. Carries the tail of its log."""
+
+
+def first_line(error: BaseException | str | None) -> str:
+    """Of an error or its message; its type's name, or words for it, where it has no message. Never empty."""
+    return _lines(error)[0]
+
+
+def last_line(error: BaseException | str | None) -> str:
+    """As :func:`first_line`; the last line is where a traceback says what is the matter."""
+    return _lines(error)[-1]
+
+
+def _lines(error: BaseException | str | None) -> list[str]:
+    silent = type(error).__name__ if isinstance(error, BaseException) else "no message"
+    return (str("" if error is None else error).strip() or silent).splitlines()

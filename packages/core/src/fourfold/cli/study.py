@@ -23,10 +23,13 @@ def run(
 ) -> int:
     """Run every cell of a study and end with one table; a finished cell or stage is not run again."""
     from fourfold.cli.console import print_json, print_table, progress_bar
+    from fourfold.errors import ConfigError
     from fourfold.plugins import Registry, build_plugin_manager
     from fourfold.study import LocalExecutor, load_study, parse_needs, plan_study, run_study, study_tables
 
     job_needs = parse_needs(needs or ())
+    if needs and ray is None:
+        raise ConfigError("--needs: says what jobs take of a cluster; give its address by --ray, or leave --needs out")
     registry = Registry(build_plugin_manager())
     plan = plan_study(load_study(study), registry)
     with progress_bar(quiet=json) as progress:
@@ -46,7 +49,7 @@ def run(
 
 
 def validate(studies: Annotated[list[Path], typer.Argument(help="Study files.")]) -> int:
-    """Check every name and option of every cell; reads no model and starts nothing."""
+    """Check every name and option of every cell, and what it is asked; reads no model and starts no server."""
     from fourfold.errors import ConfigError
     from fourfold.plugins import Registry, build_plugin_manager
     from fourfold.study import check_study, load_study

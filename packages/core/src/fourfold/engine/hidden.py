@@ -18,7 +18,7 @@ import torch
 
 from fourfold.checkpoint.atomic import is_full_disk
 from fourfold.checkpoint.dtypes import host_bytes
-from fourfold.errors import CheckpointError, DeviceError, OutputError
+from fourfold.errors import CheckpointError, DeviceError, OutputError, first_line
 
 _BEGIN_ANEW = "remove the folder of the run's work to begin anew"
 #: Page-locked memory is given out in powers of two; states are cut out of pieces of this size.
@@ -109,7 +109,7 @@ def _pinned(nbytes: int) -> torch.Tensor:
             raise
         raise DeviceError(
             f"{nbytes / 2**30:.2f} GiB of host memory for hidden states cannot be page-locked "
-            f"({str(error).splitlines()[0]}); give them less with --option host_memory_gib=GIB"
+            f"({first_line(error)}); give them less with --option host_memory_gib=GIB"
         ) from error
 
 

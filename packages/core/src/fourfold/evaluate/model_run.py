@@ -10,8 +10,8 @@ from pathlib import Path
 from fourfold.errors import EvaluationError, OutputError
 from fourfold.evaluate.answers import AnswerFile
 from fourfold.evaluate.ask import answer_missing
-from fourfold.evaluate.folder import MEASUREMENTS_FOLDER, claim
-from fourfold.evaluate.prepare import PreparedTask
+from fourfold.evaluate.folder import claim
+from fourfold.evaluate.prepare import PreparedTask, measurement_job
 from fourfold.evaluate.request import EvalConfig
 from fourfold.evaluate.score import task_result
 from fourfold.evaluate.target import ModelSource, server_version
@@ -108,22 +108,13 @@ class ModelRun:
         return task_result(task.planned, task.prompts, answers, scores, seed=self._config.seed, seconds=seconds)
 
     def _job(self, task: PreparedTask, endpoint: Endpoint | None, reference: Path | None) -> MeasurementJob:
-        name = task.planned.file
-        return MeasurementJob(
-            target=Target(
-                name=self._source.name,
-                endpoint=endpoint,
-                checkpoint=self._source.checkpoint,
-                server=self._source.make_server(self._registry),
-            ),
-            folder=self._folder / MEASUREMENTS_FOLDER / name,
-            reference=reference / MEASUREMENTS_FOLDER / name if reference else None,
-            limit=self._config.limit_of(task.planned.name),
-            data=self._config.data,
-            seed=self._config.seed,
-            concurrency=self._config.concurrency,
-            timeout_s=self._config.timeout_s,
+        target = Target(
+            name=self._source.name,
+            endpoint=endpoint,
+            checkpoint=self._source.checkpoint,
+            server=self._source.make_server(self._registry),
         )
+        return measurement_job(task.planned, self._config, target, self._folder, reference)
 
     def _seconds(self, task: PreparedTask, begin: float, *, asked: bool) -> float:
         """Since ``begin``; what it took when it was asked, where nothing was asked now."""

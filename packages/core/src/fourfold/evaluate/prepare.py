@@ -12,10 +12,19 @@ from typing import Any
 from fourfold.config import Config
 from fourfold.environments import ensure_environment
 from fourfold.evaluate.answers import prompts_sha256
-from fourfold.evaluate.folder import LOGS_FOLDER
+from fourfold.evaluate.folder import LOGS_FOLDER, MEASUREMENTS_FOLDER
 from fourfold.evaluate.request import EvalConfig
 from fourfold.evaluate.tasks import PlannedTask
-from fourfold.interfaces.benchmark import Answer, BenchmarkJob, Measurement, Prompt, PromptBenchmark, Scores
+from fourfold.interfaces.benchmark import (
+    Answer,
+    BenchmarkJob,
+    Measurement,
+    MeasurementJob,
+    Prompt,
+    PromptBenchmark,
+    Scores,
+    Target,
+)
 from fourfold.plugins import Registry, Role
 from fourfold.progress import Progress
 from fourfold.stages.benchmark import AnswerList, BenchmarkRequest, PromptList
@@ -38,12 +47,15 @@ class PreparedTask:
 
 
 class BenchmarkHost:
-    """Runs a prompt benchmark where it lives: here, or in its environment by a process of its own."""
+    """Runs a prompt benchmark where it lives: here, or in its environment by a process of its own, which asks the hub
+    for nothing where it is ``offline``.
+    """
 
     def __init__(
-        self, task: PlannedTask, job: BenchmarkJob, registry: Registry, progress: Progress, logs: Path
+        self, task: PlannedTask, config: EvalConfig, registry: Registry, progress: Progress, *, offline: bool
     ) -> None:
-        self._task, self._job, self._registry, self._progress, self._logs = task, job, registry, progress, logs
+        self._task, self._registry, self._progress, self._offline = task, registry, progress, offline
+        self._job, self._logs = benchmark_job(task, config), config.output / LOGS_FOLDER
 
     def prompts(self) -> tuple[Prompt, ...]:
         """Every prompt of the task."""
@@ -77,7 +89,7 @@ class BenchmarkHost:
                 output=Path(folder) / f"{what}.json",
             )
             # Unlike a quantizer, a benchmark may fetch its data: a stage's rule of no network does not hold here.
-            variables = {"HF_HUB_OFFLINE": os.environ.get("HF_HUB_OFFLINE", "0")}
+            variables = {"HF_HUB_OFFLINE": "1" if self._offline else os.environ.get("HF_HUB_OFFLINE", "0")}
             run_in_process(python, request, log, self._progress, variables)
             return request.output.read_bytes()
 
@@ -86,19 +98,40 @@ def prepare(
     tasks: Sequence[PlannedTask], config: EvalConfig, registry: Registry, progress: Progress
 ) -> tuple[PreparedTask, ...]:
     """Build every task's prompts; what is wrong with a task or its data is said here."""
-    logs = config.output / LOGS_FOLDER
-    return tuple(_prepare(task, _job(task, config), registry, progress, logs) for task in tasks)
+    return tuple(prepare_task(task, config, registry, progress) for task in tasks)
 
 
-def _job(task: PlannedTask, config: EvalConfig) -> BenchmarkJob:
-    data = config.data.absolute() if config.data else None
-    return BenchmarkJob(limit=config.limit_of(task.name), data=data, seed=config.seed)
-
-
-def _prepare(task: PlannedTask, job: BenchmarkJob, registry: Registry, progress: Progress, logs: Path) -> PreparedTask:
+def prepare_task(
+    task: PlannedTask, config: EvalConfig, registry: Registry, progress: Progress, *, offline: bool = False
+) -> PreparedTask:
+    """One task's prompts. ``offline`` keeps a benchmark that has a process of its own from the hub, so that
+    :class:`fourfold.errors.UnreachableDataError` may mean no more than that.
+    """
     if task.entry.environment is None:
         made = registry.load(Role.BENCHMARK, task.entry.name)
         if issubclass(made, Measurement):
             return PreparedTask(planned=task, measurement=made(task.options))
-    host = BenchmarkHost(task, job, registry, progress, logs)
+    host = BenchmarkHost(task, config, registry, progress, offline=offline)
     return PreparedTask(planned=task, prompts=host.prompts(), host=host)
+
+
+def benchmark_job(task: PlannedTask, config: EvalConfig) -> BenchmarkJob:
+    """What the task's benchmark is asked for."""
+    data = config.data.absolute() if config.data else None
+    return BenchmarkJob(limit=config.limit_of(task.name), data=data, seed=config.seed)
+
+
+def measurement_job(
+    task: PlannedTask, config: EvalConfig, target: Target, folder: Path, reference: Path | None
+) -> MeasurementJob:
+    """A measurement of ``target``, whose evaluation is in ``folder``; ``reference`` is the folder of the baseline's."""
+    return MeasurementJob(
+        target=target,
+        folder=folder / MEASUREMENTS_FOLDER / task.file,
+        reference=reference / MEASUREMENTS_FOLDER / task.file if reference else None,
+        limit=config.limit_of(task.name),
+        data=config.data,
+        seed=config.seed,
+        concurrency=config.concurrency,
+        timeout_s=config.timeout_s,
+    )

@@ -28,13 +28,18 @@ class PlannedTask:
 
     @property
     def file(self) -> str:
-        """Stem of the task's files: the name without what file systems dislike."""
-        return re.sub(r"[^A-Za-z0-9._-]", "-", self.name)
+        """Stem of the task's files."""
+        return task_file(self.name)
 
     @property
     def options_json(self) -> dict[str, Any]:
         """The options as plain data."""
         return self.options.model_dump(mode="json")
+
+
+def task_file(name: str) -> str:
+    """Stem of a task's files: its name without what file systems dislike."""
+    return re.sub(r"[^A-Za-z0-9._-]", "-", name)
 
 
 def plan_tasks(names: Sequence[str], options: Mapping[str, object], registry: Registry) -> tuple[PlannedTask, ...]:
@@ -78,7 +83,7 @@ def _plan(name: str, given: Mapping[str, object], registry: Registry) -> Planned
 
 def unknown_task(name: str, known: Sequence[str], *, others: Sequence[str] = ()) -> EvaluationError:
     """The error for a task nobody knows: near names first, of ``known`` and of the many ``others``."""
-    near = difflib.get_close_matches(name, [*known, *others], n=5, cutoff=0.6)
+    near = difflib.get_close_matches(name, list(dict.fromkeys([*known, *others])), n=5, cutoff=0.6)
     hint = f"near names: {', '.join(near)}" if near else f"known: {', '.join(sorted(known))}"
     return EvaluationError(f"unknown task {name!r}; {hint}")
 

@@ -176,6 +176,12 @@ class Measured:
 class Measurement(Benchmark[OptionsT]):
     """Measures in its own way, in the process of the runner: divergence, speed, size."""
 
+    def check(self, job: BenchmarkJob) -> None:
+        """Refuse, before there is any model, what will not do for any: data that are not there. Fetches nothing.
+
+        :class:`fourfold.errors.EvaluationError` names the file.
+        """
+
     def needs_endpoint(self, job: MeasurementJob) -> bool:
         """Whether the model must be served for ``job``, whose target has no endpoint yet: not for what is there.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from fourfold.errors import ModelError
+from fourfold.errors import ModelError, first_line
 
 _HUB_ID = re.compile(r"^[\w.-]+/[\w.-]+$")
 #: What of a hub repository is fetched; pickles and other formats stay where they are.
@@ -38,8 +38,8 @@ def resolve_config(name: str) -> Path:
     try:
         return Path(hf_hub_download(name, "config.json"))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ModelError(f"{name}: no folder of that name, and the hub gave no config.json ({reason[:160]})") from None
+        reason = first_line(error)[:160]
+        raise ModelError(f"{name}: no folder of that name, and the hub gave no config.json ({reason})") from None
 
 
 def _fetch(name: str) -> Path:
@@ -51,5 +51,5 @@ def _fetch(name: str) -> Path:
     except RepositoryNotFoundError:
         raise ModelError(f"{name}: no such model: no folder of that name, and the hub does not know it") from None
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ModelError(f"{name}: no folder of that name, and the hub could not be reached ({reason[:160]})") from None
+        reason = first_line(error)[:160]
+        raise ModelError(f"{name}: no folder of that name, and the hub could not be reached ({reason})") from None

@@ -14,11 +14,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from fourfold.errors import ConfigError, MissingEnvironmentError, OutputError, StageError
+from fourfold.errors import ConfigError, MissingEnvironmentError, OutputError, StageError, first_line, last_line
 from fourfold.plugins import Registry, build_plugin_manager
 from fourfold.progress import NoProgress, Progress
 from fourfold.study.jobs import Job, Outcome
 from fourfold.study.perform import failed_before, perform
+from fourfold.study.results import PROBE_PREFIX
 from fourfold.versions import package_versions
 
 #: How often Ray starts a job again that was lost with its node.
@@ -52,8 +53,7 @@ class RayExecutor:
         try:
             ray.init(address=self._address, log_to_driver=False, include_dashboard=False)
         except (ConnectionError, ValueError, RuntimeError) as error:
-            first = str(error).strip().splitlines()[0]
-            raise ConfigError(f"ray: no cluster answers at {self._address!r} ({first})") from None
+            raise ConfigError(f"ray: no cluster answers at {self._address!r} ({first_line(error)})") from None
         try:
             self._check_nodes()
         except BaseException:
@@ -115,7 +115,7 @@ class RayExecutor:
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
         self._output.mkdir(parents=True, exist_ok=True)
-        probe = self._output / f".probe-{secrets.token_hex(8)}"
+        probe = self._output / f"{PROBE_PREFIX}{secrets.token_hex(8)}"
         probe.write_text(probe.name, encoding="utf-8")
         try:
             for node in _alive_nodes():
@@ -125,7 +125,7 @@ class RayExecutor:
                 try:
                     seen, packages = ray.get(look.remote(str(probe)), timeout=_PROBE_TIMEOUT_S)
                 except ray.exceptions.RayError as error:
-                    raise ConfigError(f"ray: node {name} cannot run Fourfold: {_last_line(error)}") from None
+                    raise ConfigError(f"ray: node {name} cannot run Fourfold: {last_line(error)}") from None
                 if not seen:
                     raise OutputError(f"{self._output}: node {name} does not see this folder; it must be a shared one")
                 here = package_versions()
@@ -150,12 +150,8 @@ def _outcome(name: str, reference: Any) -> Outcome:
         return Outcome.model_validate_json(ray.get(reference))
     except ray.exceptions.RayError as error:
         # perform() returns its failures; what comes here is Ray's own: nodes lost more often than it tries again.
-        lost = StageError(f"lost on the cluster: {_last_line(error)}")
+        lost = StageError(f"lost on the cluster: {last_line(error)}")
         return Outcome(job=name, error_type=type(lost).__name__, error=str(lost))
-
-
-def _last_line(error: BaseException) -> str:
-    return str(error).strip().splitlines()[-1]
 
 
 def _look(probe: str) -> tuple[bool, dict[str, str]]:

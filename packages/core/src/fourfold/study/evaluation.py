@@ -2,41 +2,110 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-import shutil
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
-from fourfold.environments import environment_sha256
-from fourfold.errors import ConfigError
+from fourfold.environments import ensure_environment, python_of
+from fourfold.errors import ConfigError, FourfoldError, StageError, UnreachableDataError
+from fourfold.evaluate.prepare import benchmark_job, measurement_job, prepare_task
 from fourfold.evaluate.request import EvalConfig
-from fourfold.evaluate.tasks import plan_tasks
-from fourfold.manifest import MANIFEST_FILE, sha256_file, sha256_paths
+from fourfold.evaluate.tasks import PlannedTask, plan_tasks
+from fourfold.interfaces.benchmark import Target
 from fourfold.plugins import Registry
+from fourfold.progress import NoProgress, Progress
 from fourfold.serving.target import choose_server
-from fourfold.study.spec import BASELINE, Evaluation, Study
+from fourfold.study.problems import problems_of
+from fourfold.study.spec import BASELINE, Evaluation, Study, TaskChoice
 
 EVALUATIONS_FOLDER = "evaluations"
-IDENTITY_FILE = "identity"
 
 
-def check_evaluation(study: Study, registry: Registry) -> None:
-    """Refuse unknown tasks, options and servers; starts and reads nothing.
+def check_evaluation(study: Study, registry: Registry) -> list[str]:
+    """All that is wrong with what is asked: server, data folder, tasks, and prompts that cannot be built.
 
-    Raises :class:`fourfold.errors.FourfoldError` that names the task, the option or the server.
+    Reads no model and makes no environment: a benchmark whose own is not there is left to :func:`make_ready`, and so
+    are data of the hub.
     """
-    if study.evaluate is None:
+    evaluation = study.evaluate
+    if evaluation is None:
+        return []
+    problems = problems_of(lambda: _check_server(evaluation, registry))
+    tasks: list[PlannedTask] = []
+    for choice in evaluation.tasks:
+        try:
+            tasks += plan_tasks((choice.name,), _options(choice), registry)
+        except FourfoldError as error:
+            problems.append(str(error))
+    if not problems:
+        problems += problems_of(lambda: plan_tasks([task.name for task in tasks], task_options(evaluation), registry))
+    if evaluation.data is not None and not Path(evaluation.data).is_dir():
+        problems.append(f"data: {evaluation.data}: not a folder")
+    else:
+        with _nowhere(study, Path(study.model)) as config:
+            for task in tasks:
+                problems += problems_of(partial(_check_offline, task, config, registry))
+    return [f"evaluate: {problem}" for problem in problems]
+
+
+def make_ready(study: Study, model: Path, registry: Registry, progress: Progress) -> list[str]:
+    """Make missing environments of the benchmarks, and of the server where a task needs one; return all that is wrong
+    with the tasks, each made ready as it will be to ask ``model``.
+    """
+    evaluation = study.evaluate
+    if evaluation is None:
+        return []
+    tasks = plan_tasks([task.name for task in evaluation.tasks], task_options(evaluation), registry)
+    for task in tasks:
+        ensure_environment(task.entry.environment, progress)
+    problems: list[str] = []
+    is_served = False
+    with _nowhere(study, model) as config:
+        target = Target(name=BASELINE, endpoint=None, checkpoint=model, server=None)
+        for task in tasks:
+            try:
+                measurement = prepare_task(task, config, registry, progress).measurement
+                job = measurement_job(task, config, target, config.output, None)
+                is_served |= measurement is None or measurement.needs_endpoint(job)
+            except FourfoldError as error:
+                problems.append(f"evaluate: {error}")
+    if is_served and not problems:
+        ensure_environment(choose_server(registry, evaluation.server).environment, progress)
+    return problems
+
+
+def _check_server(evaluation: Evaluation, registry: Registry) -> None:
+    entry = choose_server(registry, evaluation.server)
+    entry.options.parse(evaluation.server_options, where=f"server_options of server {entry.name!r}")
+
+
+def _check_offline(task: PlannedTask, config: EvalConfig, registry: Registry) -> None:
+    if python_of(task.entry.environment) is None:
         return
-    names = tuple(task.name for task in study.evaluate.tasks)
-    plan_tasks(names, task_options(study.evaluate), registry)
-    entry = choose_server(registry, study.evaluate.server)
-    entry.options.parse(study.evaluate.server_options, where=f"evaluate.server_options of server {entry.name!r}")
+    try:
+        prepared = prepare_task(task, config, registry, NoProgress(), offline=True)
+    except (UnreachableDataError, StageError):
+        return  # without the hub nobody can tell what is wrong with the task
+    if prepared.measurement is not None:
+        prepared.measurement.check(benchmark_job(task, config))
+
+
+@contextmanager
+def _nowhere(study: Study, model: Path) -> Iterator[EvalConfig]:
+    """What the unquantized model is asked, into a folder that goes again."""
+    with tempfile.TemporaryDirectory(prefix="fourfold-study-") as folder:
+        yield baseline_config(study, model, Path(folder))
 
 
 def task_options(evaluation: Evaluation) -> dict[str, object]:
     """Every task's options, keyed ``TASK.KEY``."""
-    return {f"{task.name}.{key}": value for task in evaluation.tasks for key, value in task.options.items()}
+    return {key: value for task in evaluation.tasks for key, value in _options(task).items()}
+
+
+def _options(task: TaskChoice) -> dict[str, object]:
+    return {f"{task.name}.{key}": value for key, value in task.options.items()}
 
 
 def baseline_config(study: Study, model: Path, output: Path) -> EvalConfig:
@@ -49,41 +118,6 @@ def cell_config(study: Study, cell: str, output: Path) -> EvalConfig:
     baseline = output / EVALUATIONS_FOLDER / BASELINE
     folder = output / EVALUATIONS_FOLDER / cell
     return _config(study, str((output / "checkpoints" / cell).absolute()), folder, str(baseline.absolute()))
-
-
-def evaluation_identity(config: EvalConfig, registry: Registry, source_files: Mapping[str, str]) -> str:
-    """Hash of all that decides an evaluation: what is asked, from which data, of which files, by which packages of the
-    server's and each benchmark's environment; no place enters.
-    """
-    server = choose_server(registry, config.server)
-    tasks = plan_tasks(config.tasks, config.options, registry)
-    manifest = Path(config.model) / MANIFEST_FILE
-    record = {
-        "asked": config.model_dump(mode="json", exclude={"model", "output", "baseline", "data"}),
-        "manifest": sha256_file(manifest) if config.baseline and manifest.is_file() else None,
-        "source_files": dict(source_files),
-        "environment": environment_sha256(server.environment, server.implementation),
-        "benchmarks": {t.name: environment_sha256(t.entry.environment, t.entry.implementation) for t in tasks},
-        "data": _data_files(config.data),
-    }
-    return hashlib.sha256(json.dumps(record, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
-
-
-def _data_files(folder: Path | None) -> dict[str, str]:
-    """Digests of every file at or below the benchmarks' data folder: a task file may name others beside or below it."""
-    if folder is None:
-        return {}
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    return {str(path.relative_to(folder)): digest for path, digest in zip(files, sha256_paths(files), strict=True)}
-
-
-def clear_unless(folder: Path, identity: str) -> None:
-    """Remove what the evaluation of another checkpoint or environment left in ``folder``; mark it as this one's."""
-    mark = folder / IDENTITY_FILE
-    if folder.is_dir() and (not mark.is_file() or mark.read_text(encoding="utf-8") != identity):
-        shutil.rmtree(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    mark.write_text(identity, encoding="utf-8")
 
 
 def _config(study: Study, model: str, folder: Path, baseline: str | None) -> EvalConfig:

@@ -61,12 +61,15 @@ class Job(Config):
 
 
 class Outcome(Config):
-    """How a job ended: ``error`` when it failed, else a cell's ``result`` or an evaluation's ``record``."""
+    """How a job ended: ``error`` when it failed, else a cell's ``result``, or an evaluation's ``record`` and
+    ``identity``: the hash of what was asked where the job ran.
+    """
 
     job: str
     stages: tuple[StageTime, ...] = ()
     result: CellResult | None = None
     record: EvalRecord | None = None
+    identity: str | None = None
     error_type: str | None = None
     error: str | None = None
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from fourfold.errors import last_line
 from fourfold.page import NONE, Table
 from fourfold.results import Comparison, EvalRecord, Interval, MetricResult
 from fourfold.study.results import EvaluationResult, StudyResults
@@ -50,8 +51,7 @@ def _records(results: StudyResults) -> Iterator[EvalRecord]:
 
 def _row(result: EvaluationResult, columns: dict[Key, str]) -> list[str]:
     if result.record is None:
-        last = (result.error or "").strip().splitlines()[-1]
-        return [f"failed: {result.error_type}: {last}", *[NONE] * (len(columns) - 1)]
+        return [f"failed: {result.error_type}: {last_line(result.error)}", *[NONE] * (len(columns) - 1)]
     metrics = {(task.task, metric.name): metric for task in result.record.tasks for metric in task.metrics}
     compared = {(found.task, found.metric): found for found in result.record.comparisons}
     return [_cell(metrics.get(key), compared.get(key)) for key in columns]

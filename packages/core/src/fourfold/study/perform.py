@@ -13,7 +13,7 @@ from fourfold.pipeline import Pipeline, QuantizeResult
 from fourfold.plan import plan_quantize
 from fourfold.plugins import Registry
 from fourfold.progress import Progress
-from fourfold.study.evaluation import clear_unless, evaluation_identity
+from fourfold.study.asked import discard_others, evaluation_identity, mark
 from fourfold.study.jobs import Job, JobKind, Outcome
 from fourfold.study.pairs import is_equal_to_artifact
 from fourfold.study.results import CellResult, count_rare_experts
@@ -38,8 +38,11 @@ def failed_before(job: Job, cause: Outcome) -> Outcome:
 
 def _perform(job: Job, registry: Registry, progress: Progress) -> Outcome:
     if job.evaluation is not None:
-        clear_unless(job.evaluation.output, evaluation_identity(job.evaluation, registry, job.source_files))
-        return Outcome(job=job.name, record=evaluate(job.evaluation, registry, progress))
+        asked, folder = evaluation_identity(job.evaluation, registry, job.source_files), job.evaluation.output
+        discard_others(folder, asked)
+        mark(folder, asked)
+        record = evaluate(job.evaluation, registry, progress)
+        return Outcome(job=job.name, record=record, identity=asked.sha256())
     output = Path(job.output)
     folder = output / "checkpoints" / job.cell
     pipeline = Pipeline(
@@ -57,7 +60,7 @@ def _perform(job: Job, registry: Registry, progress: Progress) -> Outcome:
         case JobKind.QUANTIZE:
             pipeline.make_artifact()
         case JobKind.CELL:
-            # What an interrupted or changed run left; the folder is ours, by the study's hash.
+            # What an interrupted or changed run left; the folder is ours, by the study's cells.
             shutil.rmtree(folder, ignore_errors=True)
             folder.parent.mkdir(parents=True, exist_ok=True)
             result, report = pipeline.run()

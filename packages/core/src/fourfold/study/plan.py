@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from fourfold.calibration.sources import HUB_DATASETS, read_texts
 from fourfold.checkpoint.atomic import require_space
 from fourfold.environments import ensure_environment
-from fourfold.errors import ConfigError, FourfoldError
+from fourfold.errors import FourfoldError
 from fourfold.plan import QuantizeConfig, QuantizePlan, plan_quantize, plan_quantizer, plan_unfuser
 from fourfold.plugins import Environment, Registry, Role
 from fourfold.progress import Progress
 from fourfold.study.cells import Cell, expand
-from fourfold.study.evaluation import check_evaluation
+from fourfold.study.evaluation import check_evaluation, make_ready
+from fourfold.study.problems import problems_of, refuse
 from fourfold.study.spec import Study
 
 
@@ -33,13 +34,13 @@ class StudyPlan:
 
 
 def check_study(study: Study, registry: Registry) -> tuple[Cell, ...]:
-    """The cells, if every name and option of every one is right; the model is not looked at.
+    """The cells, if every name and option of every one is right, and what they are asked; the model is not looked at.
 
     Raises one :class:`ConfigError` with all that is wrong, each line naming its cells.
     """
     cells, problems = expand(study, registry)
-    problems += _catch(lambda: check_evaluation(study, registry))
-    _refuse(study, problems, [(cell.name, text) for cell in cells for text in _wrong(cell.config, registry)])
+    problems += check_evaluation(study, registry)
+    refuse(study, problems, [(cell.name, text) for cell in cells for text in _wrong(cell.config, registry)])
     return cells
 
 
@@ -57,8 +58,8 @@ def plan_study(study: Study, registry: Registry) -> StudyPlan:
         except FourfoldError as error:
             wrong.append((cell.name, str(error)))
     if any(plan.needs_tokens for plan in plans.values()):
-        wrong += [("calibration", text) for text in _catch(lambda: _open_calibration(study))]
-    _refuse(study, [], wrong)
+        wrong += [("calibration", text) for text in problems_of(lambda: _open_calibration(study))]
+    refuse(study, [], wrong)
     return StudyPlan(study, cells, plans)
 
 
@@ -75,38 +76,27 @@ def prepare(plan: StudyPlan, todo: Iterable[Cell], output: Path, progress: Progr
     require_space(output, sum(needed.values()))
 
 
+def prepare_evaluation(plan: StudyPlan, registry: Registry, progress: Progress) -> None:
+    """Make the environments of benchmarks and server, and see that every task's prompts can be built, from the hub too.
+
+    Raises one :class:`ConfigError` with all tasks that cannot be asked.
+    """
+    refuse(plan.study, make_ready(plan.study, plan.model_path, registry, progress))
+
+
 def _wrong(config: QuantizeConfig, registry: Registry) -> list[str]:
     """All that is wrong with one cell's names and options, not only the first of it."""
-    problems = _catch(lambda: registry.get(Role.EXPORTER, config.layout))
+    problems = problems_of(lambda: registry.get(Role.EXPORTER, config.layout))
     entry = registry.quantizer(config.quantizer.name)  # expand() resolved it
-    problems += _catch(lambda: plan_unfuser(config, entry, registry))
-    found = _catch(lambda: plan_quantizer(config, entry))
+    problems += problems_of(lambda: plan_unfuser(config, entry, registry))
+    found = problems_of(lambda: plan_quantizer(config, entry))
     if not found and not problems:
         unfuser = plan_unfuser(config, entry, registry)
-        found = _catch(lambda: plan_quantizer(config, entry).check_unfuser(unfuser.name))
+        found = problems_of(lambda: plan_quantizer(config, entry).check_unfuser(unfuser.name))
     return problems + found
-
-
-def _catch(check: Callable[[], object]) -> list[str]:
-    try:
-        check()
-    except FourfoldError as error:
-        return [str(error)]
-    return []
 
 
 def _open_calibration(study: Study) -> None:
     """Read a local source's first text; a hub data set is only known once it is fetched."""
     if study.calibration.source not in HUB_DATASETS:
         next(read_texts(study.calibration), None)
-
-
-def _refuse(study: Study, problems: list[str], by_cell: list[tuple[str, str]]) -> None:
-    """Raise with every problem on a line of its own; cells with the same problem share one."""
-    cells: dict[str, list[str]] = {}
-    for name, text in by_cell:
-        cells.setdefault(text, []).append(name)
-    lines = problems + [f"{', '.join(names)}: {text}" for text, names in cells.items()]
-    if lines:
-        listed = "".join(f"\n  {line}" for line in lines)
-        raise ConfigError(f"study {study.name}: {len(lines)} wrong, nothing was run:{listed}")

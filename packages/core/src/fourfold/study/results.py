@@ -17,6 +17,10 @@ from fourfold.study.spec import Study
 
 SCHEMA_VERSION: Final = 1
 RESULTS_FILE = "results.json"
+#: What a run writes into its folder before the first results: held while it works, and how a cluster's nodes see it.
+LOCK_FILE = ".lock"
+PROBE_PREFIX = ".probe-"
+_PARTIAL = f".{RESULTS_FILE}.partial"
 
 
 class CellResult(Config):
@@ -120,7 +124,9 @@ class PairResult(Config):
 
 
 class StudyResults(Config):
-    """``results.json``. ``study_sha256`` is the study's hash; ``packages`` are those of the process that ran it."""
+    """``results.json``. ``study_sha256`` is the hash of all that the study says; ``packages`` are those of the process
+    that ran it.
+    """
 
     schema_version: Literal[1] = SCHEMA_VERSION
     study: Study
@@ -135,17 +141,18 @@ class StudyResults(Config):
 
     def write(self, folder: Path) -> None:
         """Replace ``results.json`` in one step."""
-        partial = folder / f".{RESULTS_FILE}.partial"
+        partial = folder / _PARTIAL
         partial.write_text(self.model_dump_json(indent=1) + "\n", encoding="utf-8")
         os.replace(partial, folder / RESULTS_FILE)
 
 
 def read_results(folder: Path) -> StudyResults | None:
-    """The results an earlier run left in ``folder``; None for a folder that is absent or empty.
+    """The results an earlier run left in ``folder``; None for a folder that is absent or empty, or in which a run was
+    interrupted before its first results.
 
     Raises :class:`OutputError` for a folder with anything else in it.
     """
-    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+    if not folder.exists() or (folder.is_dir() and all(_is_beginning(path.name) for path in folder.iterdir())):
         return None
     if not (folder / RESULTS_FILE).is_file():
         raise OutputError(f"{folder}: not empty, and no study's output; choose another folder")
@@ -153,6 +160,10 @@ def read_results(folder: Path) -> StudyResults | None:
         return StudyResults.parse(read_json(folder / RESULTS_FILE), where="")
     except (CheckpointError, ConfigError) as error:
         raise OutputError(f"{folder / RESULTS_FILE}: not a study's results ({error}); choose another folder") from None
+
+
+def _is_beginning(name: str) -> bool:
+    return name in (LOCK_FILE, _PARTIAL) or name.startswith(PROBE_PREFIX)
 
 
 def count_rare_experts(manifest: Manifest) -> int | None:

@@ -1,7 +1,7 @@
 """Running a planned study: its jobs through an executor, finished cells kept, failures recorded.
 
 The output folder holds ``results.json``, ``checkpoints/CELL``, ``evaluations/CELL`` and ``stages/``. It belongs to one
-study, by hash.
+study, by its cells; whatever else the study says may change.
 """
 
 from __future__ import annotations
@@ -11,25 +11,23 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from fourfold.errors import CheckpointError, OutputError
-from fourfold.manifest import MANIFEST_FILE, Manifest, sha256_file, sha256_files
+from fourfold.errors import OutputError, last_line
 from fourfold.pipeline import Pipeline, StageTime, hash_source
 from fourfold.plugins import Registry
 from fourfold.progress import Progress
 from fourfold.stages.store import identity_sha256
+from fourfold.study.asked import Asked, discard_others, evaluation_identity, served_sha256
 from fourfold.study.cells import Cell
-from fourfold.study.evaluation import EVALUATIONS_FOLDER, baseline_config, cell_config, evaluation_identity
+from fourfold.study.earlier import Earlier, read_earlier
+from fourfold.study.evaluation import EVALUATIONS_FOLDER, baseline_config, cell_config
 from fourfold.study.executors import Executor
 from fourfold.study.jobs import Job, JobKind, Outcome
 from fourfold.study.pairs import compare_pairs
-from fourfold.study.plan import StudyPlan, prepare
-from fourfold.study.results import CellResult, EvaluationResult, StudyResults, read_results
+from fourfold.study.plan import StudyPlan, prepare, prepare_evaluation
+from fourfold.study.results import LOCK_FILE, CellResult, EvaluationResult, StudyResults
 from fourfold.study.schedule import Schedule
 from fourfold.study.spec import BASELINE
-from fourfold.verify.record import may_be_added
 from fourfold.versions import package_versions
-
-LOCK_FILE = ".lock"
 
 
 def run_study(
@@ -45,13 +43,11 @@ def run_study(
 
     ``needs`` changes what jobs of a kind take of a machine (:func:`fourfold.study.jobs.parse_needs`).
 
-    Raises :class:`OutputError` for a folder that is another study's, in use, or on too small a disk. A cell that
-    fails is recorded, and the others run; an interruption ends the run, and the same call goes on from there.
+    Raises :class:`OutputError` for a folder of other cells, or of anything else, in use, or on too small a disk, and
+    :class:`ConfigError` for tasks whose prompts cannot be built. A cell that fails is recorded, and the others run; an
+    interruption ends the run, and the same call goes on from there.
     """
-    earlier = read_results(output)
-    digest = plan.study.sha256()
-    if earlier is not None and earlier.study_sha256 != digest:
-        raise OutputError(f"{output}: holds the study {earlier.study.name!r} as another file says it; choose another")
+    earlier = read_earlier(output, plan.cells, registry, progress)
     output.mkdir(parents=True, exist_ok=True)
     with _alone_in(output):
         return _Run(plan, registry, output, progress, earlier).run(executor, needs or {})
@@ -68,13 +64,10 @@ def _alone_in(output: Path) -> Iterator[None]:
 
 
 class _Run:
-    def __init__(
-        self, plan: StudyPlan, registry: Registry, output: Path, progress: Progress, earlier: StudyResults | None
-    ) -> None:
+    def __init__(self, plan: StudyPlan, registry: Registry, output: Path, progress: Progress, earlier: Earlier) -> None:
         self._plan, self._registry, self._output, self._progress = plan, registry, output, progress
+        self._earlier = earlier
         self._source_files = hash_source(plan.model_path, progress)
-        self._earlier = {cell.name: cell for cell in earlier.cells} if earlier else {}
-        self._before = earlier.evaluations if earlier else ()
         self._identities: dict[str, str] = {}
         self._cells: dict[str, CellResult] = {}
         self._evaluations: dict[str, EvaluationResult] = {}
@@ -83,50 +76,68 @@ class _Run:
             study_sha256=plan.study.sha256(),
             source_files=self._source_files,
             packages=package_versions(),
-            pairs=earlier.pairs if earlier else (),
         )
 
     def run(self, executor: Executor, needs: Mapping[str, Mapping[str, float]]) -> StudyResults:
-        cells = self._plan.cells
-        self._cells = {cell.name: self._earlier[cell.name] for cell in cells if self._is_complete(cell)}
-        self._note_kept(self._cells)
+        study, cells = self._plan.study, self._plan.cells
+        self._cells = self._kept_cells()
         todo = [cell for cell in cells if cell.name not in self._cells]
         schedule = Schedule(self._plan, self._output, self._source_files, self._identity, needs)
         schedule.run_cells(todo)
-        self._schedule_evaluations(schedule, {cell.name for cell in todo})
-        self._save()
+        asked = self._asked()
+        self._evaluations = self._kept_evaluations(asked, {cell.name for cell in todo})
+        self._schedule_evaluations(schedule)
+        if not self._earlier.is_there:
+            self._save()  # the folder is this study's from here on; what stands in another is left until all is checked
         prepare(self._plan, todo, self._output, self._progress)
+        if any(job.kind is JobKind.EVALUATE for job in schedule.jobs):
+            prepare_evaluation(self._plan, self._registry, self._progress)
+        for name in asked.keys() - self._evaluations.keys():
+            discard_others(self._evaluation_folder(name), asked[name], whoever_answers=True)
+        self._save(pairs=self._earlier.pairs_of(self._cells) if study.compare else ())
         self._perform(schedule.jobs, executor)
-        if self._plan.study.compare:
+        if study.compare:
             self._compare()
         evaluated = all(evaluation.status == "done" for evaluation in self._results.evaluations)
         self._save(complete=True, ok=evaluated and all(cell.ok for cell in self._results.cells))
         return self._results
 
-    def _schedule_evaluations(self, schedule: Schedule, running: set[str]) -> None:
-        """Every evaluation that does not stand as an earlier run ended it; those of cells that run are asked again for
-        what they miss.
-        """
-        if self._plan.study.evaluate is None:
-            return
-        earlier = {evaluation.name: evaluation for evaluation in self._before}
-        names = (BASELINE, *(cell.name for cell in self._plan.cells))
-        for name in names:
-            found = earlier.get(name)
-            if name not in running and found and found.status == "done" and found.identity == self._asked(name):
-                self._evaluations[name] = found
-        self._note_kept([f"{JobKind.EVALUATE} {name}" for name in self._evaluations])
-        missing = [cell for cell in self._plan.cells if cell.name not in self._evaluations]
-        schedule.evaluate(missing, baseline=BASELINE not in self._evaluations)
+    def _kept_cells(self) -> dict[str, CellResult]:
+        kept = {}
+        for cell in self._plan.cells:
+            found = self._earlier.cell(cell.name, self._identity(cell), compare=self._plan.study.compare)
+            if found is not None:
+                kept[cell.name] = found
+        self._note_kept(kept)
+        return kept
 
-    def _asked(self, name: str) -> str:
+    def _asked(self) -> dict[str, Asked]:
+        """By name, what the baseline and every cell is asked; none without an evaluation."""
         study, output = self._plan.study, self._output
-        config = (
-            baseline_config(study, self._plan.model_path, output)
-            if name == BASELINE
-            else cell_config(study, name, output)
-        )
-        return evaluation_identity(config, self._registry, self._source_files)
+        if study.evaluate is None:
+            return {}
+        config = baseline_config(study, self._plan.model_path, output)
+        asked = {BASELINE: evaluation_identity(config, self._registry, self._source_files)}
+        for cell in self._plan.cells:
+            served = served_sha256(cell_config(study, cell.name, output), self._registry, self._source_files)
+            asked[cell.name] = asked[BASELINE].model_copy(update={"served": served})
+        return asked
+
+    def _kept_evaluations(self, asked: Mapping[str, Asked], running: set[str]) -> dict[str, EvaluationResult]:
+        """Every evaluation that stands as an earlier run ended it, but those of cells that run: they are asked again
+        for what they miss. None where the baseline's is missing: its answers are what the others were compared with.
+        """
+        stands = {name: self._earlier.evaluation(name, asked[name]) for name in asked if name not in running}
+        kept = {name: found for name, found in stands.items() if found is not None}
+        if BASELINE not in kept:
+            return {}
+        self._note_kept([f"{JobKind.EVALUATE} {name}" for name in kept])
+        return kept
+
+    def _schedule_evaluations(self, schedule: Schedule) -> None:
+        if self._plan.study.evaluate is not None:
+            missing = [cell for cell in self._plan.cells if cell.name not in self._evaluations]
+            schedule.evaluate(missing, baseline=BASELINE not in self._evaluations)
 
     def _note_kept(self, names: Iterable[str]) -> None:
         for name in names:
@@ -141,7 +152,7 @@ class _Run:
         for outcome in executor.run(jobs, self._progress):
             job = by_name[outcome.job]
             if not outcome.ok:
-                self._progress.note(f"{job.name} failed: {(outcome.error or '').strip().splitlines()[-1]}")
+                self._progress.note(f"{job.name} failed: {last_line(outcome.error)}")
             if job.kind is JobKind.EVALUATE:
                 self._evaluations[job.cell] = self._evaluated(job, outcome)
             else:
@@ -157,7 +168,7 @@ class _Run:
         return EvaluationResult(
             name=job.cell,
             status="done" if outcome.ok else "failed",
-            identity=self._asked(job.cell) if outcome.ok else None,
+            identity=outcome.identity,
             folder=f"{EVALUATIONS_FOLDER}/{job.cell}",
             record=outcome.record,
             error_type=outcome.error_type,
@@ -188,40 +199,26 @@ class _Run:
                 self._plan.plans[cell.name],
                 self._registry,
                 self._progress,
-                output=self._folder(cell),
+                output=self._output / "checkpoints" / cell.name,
                 source_files=self._source_files,
             )
             self._identities[cell.name] = identity_sha256(pipeline.identity())
         return self._identities[cell.name]
 
-    def _folder(self, cell: Cell) -> Path:
-        return self._output / "checkpoints" / cell.name
-
-    def _is_complete(self, cell: Cell) -> bool:
-        """Whether an earlier run ended this cell well, out of the same things, and no file has changed since; a card or
-        licence beside them is as right to the verifier as it is here.
-        """
-        result, folder = self._earlier.get(cell.name), self._folder(cell)
-        if result is None or result.status != "done" or result.identity != self._identity(cell):
-            return False
-        try:
-            manifest = Manifest.read(folder)
-            found = sha256_files(folder)
-            counted = {name: found[name] for name in found if name in manifest.files or not may_be_added(name)}
-            return sha256_file(folder / MANIFEST_FILE) == result.manifest_sha256 and counted == manifest.files
-        except (CheckpointError, OSError):
-            return False
+    def _evaluation_folder(self, name: str) -> Path:
+        return self._output / EVALUATIONS_FOLDER / name
 
     def _compare(self) -> None:
         done = {cell.name: cell for cell in self._results.cells if cell.status == "done"}
         cells = [cell for cell in self._plan.cells if cell.name in done]
         pairs = compare_pairs(
-            cells, done, self._output, self._plan.model_path, known=self._results.pairs, progress=self._progress
+            cells, done, self._output, self._plan.model_path, known=self._earlier.pairs, progress=self._progress
         )
         finished = []
         for pair in pairs:
             finished.append(pair)
             self._save(pairs=tuple(finished))
+        self._save(pairs=tuple(finished))
 
 
 def _times(stages: list[StageTime]) -> tuple[StageTime, ...]:

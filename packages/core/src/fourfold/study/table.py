@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fourfold.errors import last_line
 from fourfold.page import Table
 from fourfold.study.kept import kept_table
 from fourfold.study.results import CellResult, PairResult, Share, StudyResults
@@ -23,8 +24,7 @@ def study_tables(results: StudyResults) -> tuple[Table, ...]:
 
 def _cell_row(cell: CellResult) -> tuple[str, ...]:
     if cell.status == "failed":
-        last = (cell.error or "").strip().splitlines()[-1]
-        return (cell.name, "-", "-", f"failed: {cell.error_type}: {last}", "-", "-", "-")
+        return (cell.name, "-", "-", f"failed: {cell.error_type}: {last_line(cell.error)}", "-", "-", "-")
     verified = _verified(cell)
     as_quantized = {None: "-", True: "yes", False: "no"}[cell.equal_to_artifact]
     return (

@@ -8,7 +8,7 @@ import numpy as np
 
 from fourfold.errors import EvaluationError
 from fourfold.evaluate.statistics import Sample, score_interval, standard_error
-from fourfold.interfaces.benchmark import Measured, Measurement, MeasurementJob
+from fourfold.interfaces.benchmark import BenchmarkJob, Measured, Measurement, MeasurementJob
 from fourfold.interfaces.server import Endpoint
 from fourfold.progress import Progress
 from fourfold.results import PROPORTION, Direction, MetricResult
@@ -20,6 +20,11 @@ from fourfold_eval.options import DivergenceOptions
 
 class Divergence(Measurement[DivergenceOptions]):
     """Teacher-forced: at every token of the baseline's answer, both say what they would have put there."""
+
+    def check(self, job: BenchmarkJob) -> None:
+        """Read the prompts, but those of the hub."""
+        if self.options.prompts != "gsm8k" or job.data is not None:
+            chat_prompts(self.options, job)
 
     def needs_endpoint(self, job: MeasurementJob) -> bool:
         """Until every text and every distribution is there; :class:`EvaluationError` where what is there forbids it."""

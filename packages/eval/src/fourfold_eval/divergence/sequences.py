@@ -12,9 +12,9 @@ from fourfold.checkpoint.index import read_json
 from fourfold.config import Config
 from fourfold.demo import HELD_OUT_COUNT, get_task
 from fourfold.demo.chat import chat_messages
-from fourfold.errors import EvaluationError
+from fourfold.errors import EvaluationError, UnreachableDataError
 from fourfold.evaluate.client import Reply, Request, ask
-from fourfold.interfaces.benchmark import MeasurementJob
+from fourfold.interfaces.benchmark import BenchmarkJob, MeasurementJob
 from fourfold.interfaces.server import Endpoint
 from fourfold.progress import Progress
 from fourfold_eval.options import DivergenceOptions
@@ -84,7 +84,7 @@ class SequenceSet(Config):
         return cls.parse(read_json(path), where=str(path)) if path.is_file() else None
 
 
-def chat_prompts(options: DivergenceOptions, job: MeasurementJob) -> list[Messages]:
+def chat_prompts(options: DivergenceOptions, job: BenchmarkJob | MeasurementJob) -> list[Messages]:
     """The conversations to answer, in a fixed order."""
     count = min(job.limit or options.max_prompts, options.max_prompts)
     if options.prompts == "gsm8k":
@@ -96,7 +96,7 @@ def chat_prompts(options: DivergenceOptions, job: MeasurementJob) -> list[Messag
     return [chat_messages(problem) for problem in task.generate("test", HELD_OUT_COUNT)[:count]]
 
 
-def _data(job: MeasurementJob, name: str) -> Path:
+def _data(job: BenchmarkJob | MeasurementJob, name: str) -> Path:
     path = (job.data or Path()) / name
     if job.data is None or not path.is_file():
         raise EvaluationError(f"kl: {name} is not there; give its folder by --data")
@@ -122,7 +122,9 @@ def _hub_questions() -> list[str]:
     try:
         return [str(question) for question in load_dataset("openai/gsm8k", "main", split="test")["question"]]
     except OSError as error:
-        raise EvaluationError(f"kl: GSM8K could not be fetched ({type(error).__name__}); give it by --data") from None
+        raise UnreachableDataError(
+            f"kl: GSM8K could not be fetched ({type(error).__name__}); give it by --data"
+        ) from None
 
 
 def answer_prompts(

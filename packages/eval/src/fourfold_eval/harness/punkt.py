@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from fourfold.errors import EvaluationError
+from fourfold.errors import UnreachableDataError
 
 #: The instructions whose check splits sentences or words by it.
 NEEDING = ("length_constraints:number_sentences", "change_case:capital_word_frequency")
@@ -27,10 +27,10 @@ def offer_local_copy(data: Path | None) -> None:
 
 
 def require_punkt(docs: Sequence[dict[str, Any]]) -> None:
-    """:class:`EvaluationError` where one of ``docs`` needs ``punkt_tab`` and there is none."""
+    """:class:`UnreachableDataError` where one of ``docs`` needs ``punkt_tab`` and there is none."""
     needing = sum(any(name in NEEDING for name in doc["instruction_id_list"]) for doc in docs)
     if needing and not _has_punkt():
-        raise EvaluationError(
+        raise UnreachableDataError(
             f"ifeval: {needing} of {len(docs)} prompts ({', '.join(NEEDING)}) need NLTK's punkt_tab, which is not here "
             f"and could not be fetched; put it at {DATA_FOLDER}/tokenizers/punkt_tab below --data, or set NLTK_DATA "
             "(docs/evaluation.md says where to get it)"

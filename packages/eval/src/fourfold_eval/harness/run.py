@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from fourfold.errors import EvaluationError
+from fourfold.errors import EvaluationError, UnreachableDataError
 from fourfold.evaluate.tasks import unknown_task
 from fourfold_eval.harness.model import Collected, Recorder
 from fourfold_eval.options import HarnessOptions
@@ -73,7 +73,7 @@ def _explained(task: str) -> Iterator[None]:
         raise
     except OSError as error:
         detail = " ".join(str(error).split())[:200]
-        raise EvaluationError(
+        raise UnreachableDataError(
             f"task {task!r}: its data could not be fetched ({type(error).__name__}: {detail}); "
             "give local files by --data where the task takes them"
         ) from None
