@@ -30,6 +30,7 @@ GOOD = [
         Variant(layout, targets="dense-mlp-bf16", policy=BlockScalePolicy.MODELOPT),
         Variant(layout, policy=BlockScalePolicy.COMPRESSED_TENSORS),
         Variant(layout, exclude=(f"{TEXT}.0.experts.*",)),
+        Variant(layout, exclude=("*.self_attn.[qkv]_proj",)),
         Variant(layout, headroom=True),
         Variant(layout, weights_only=("*.self_attn.*",), sharded=True),
         Variant(layout, weights_only=("*.experts.*", "*.mlp.*")),

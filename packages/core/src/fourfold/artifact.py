@@ -231,3 +231,7 @@ class Artifact:
         """Names of the tensors that belong to no quantized module, in file order."""
         suffixes = (PACKED_WEIGHT, BLOCK_SCALE, GLOBAL_SCALE, INPUT_GLOBAL_SCALE, *ENCODE_SCALES.values())
         return tuple(e.name for e in self.tensors if e.name.rsplit(".", 1)[-1] not in suffixes)
+
+    def kept_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shapes of the tensors that belong to no quantized module, by name, in file order."""
+        return {name: self.tensors.entry(name).shape for name in self.kept()}
