@@ -173,6 +173,18 @@ def test_a_foreign_producer_is_kept(checkpoint: MakeCheckpoint, registry: Regist
     assert not (tmp_path / "ct" / "manifest.json").exists()
 
 
+def test_kv_scales_as_llm_compressor_stores_them_travel(
+    checkpoint: MakeCheckpoint, registry: Registry, tmp_path: Path
+) -> None:
+    """BF16 [1]."""
+    name = f"{BASE}.self_attn.k_scale"
+    scale = torch.tensor([0.02], dtype=torch.bfloat16)
+    path = checkpoint("compressed-tensors", kv_cache="fp8", edit=lambda t: t.update({name: scale}))
+    convert(path, "modelopt", tmp_path / "out", registry)
+    written = load_file(tmp_path / "out/model.safetensors")[f"{BASE}.self_attn.k_proj.k_scale"]
+    assert torch.equal(written.reshape(1), scale)
+
+
 def test_biases_travel(checkpoint: MakeCheckpoint, registry: Registry, tmp_path: Path) -> None:
     path = checkpoint("modelopt", edit=lambda t: t.update({f"{BASE}.self_attn.q_proj.bias": torch.ones(32)}))
     convert(path, "compressed-tensors", tmp_path / "out", registry)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from pathlib import Path
 
 import pytest
@@ -130,6 +131,22 @@ def test_one_expert_of_weights_alone_is_refused(checkpoint: MakeCheckpoint, regi
     message = rf"{DOWN} is of weights alone and others of its layer's experts are not; a server loads them as one"
     with pytest.raises(CheckpointError, match=message):
         convert(path, "compressed-tensors", tmp_path / "out", registry)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize(
+    ("shape", "dtype", "text"),
+    [((2, 1, 1), torch.float32, "F32 [2, 1, 1]"), ((0,), torch.float32, "F32 [0]"), ((), torch.int32, "I32 []")],
+)
+def test_kv_scales_that_are_not_one_number(
+    checkpoint: MakeCheckpoint, registry: Registry, tmp_path: Path, layout: str, shape, dtype: torch.dtype, text: str
+) -> None:
+    name = f"{BASE}.self_attn.{'k_proj.' if layout == 'modelopt' else ''}k_scale"
+    path = checkpoint(layout, kv_cache="fp8", edit=lambda t: t.update({name: torch.ones(shape, dtype=dtype)}))
+    message = re.escape(f"{name} is {text}; a KV scale is one number in F32, BF16 or F16: calibrate the KV cache again")
+    with pytest.raises(CheckpointError, match=message):
+        convert(path, BACK[layout], tmp_path / "out", registry)
+    assert not (tmp_path / "out").exists()
 
 
 def test_unknown_kv_cache(checkpoint: MakeCheckpoint, registry: Registry, tmp_path: Path) -> None:

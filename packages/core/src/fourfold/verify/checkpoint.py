@@ -81,6 +81,7 @@ class Checkpoint:
     model_fault: str = ""
     unreadable: dict[str, str] = field(default_factory=dict)
     scalars: dict[str, Scalars] = field(default_factory=dict)
+    #: Scales of an FP8 KV cache that are one number, as the pass comes by them.
     kv_scales: dict[str, float] = field(default_factory=dict)
     #: Weights of the norms in front of quantizable linears, float32 [H], as the pass comes by them.
     norms: dict[str, torch.Tensor] = field(default_factory=dict)

@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fourfold.checkpoint.index import DTYPE_BYTES
+from fourfold.checkpoint.layouts import is_kv_scale
 from fourfold.errors import CheckpointError
 from fourfold.progress import NoProgress
 from fourfold.verify.causes import Misfit
 from fourfold.verify.checkpoint import PARTS, Checkpoint, Scalars, open_checkpoint, stored_bytes
 from fourfold.verify.fit import MAX_TENSOR_ERROR
+from fourfold.verify.inputs import note_norm
 from fourfold.verify.loaders import loader_warnings
 from fourfold.verify.module import ModuleView, PlainTensor
 from fourfold.verify.registry import RULES
@@ -108,11 +110,10 @@ class _Pass:
         for first in range(0, entry.numel, step):
             value = reader.read_span(entry, first, min(step, entry.numel - first))
             self._call(Phase.TENSOR, PlainTensor(self._checkpoint, entry, first, value))
-            if entry.name in self._checkpoint.input_norms and value.numel() == entry.numel:
-                self._checkpoint.norms[entry.name] = value.float()
-            if entry.name in self._checkpoint.kv_names:
-                usable = entry.dtype == "F32" and entry.numel == 1
-                self._checkpoint.kv_scales[entry.name] = float(value[0]) if usable else float("nan")
+            if value.numel() == entry.numel:
+                note_norm(self._checkpoint, entry, value)
+            if entry.name in self._checkpoint.kv_names and is_kv_scale(entry):
+                self._checkpoint.kv_scales[entry.name] = float(value[0])
 
     def _module(self, reader: TensorReader, name: str, parts: Mapping[str, StoredTensor]) -> None:
         values = {part: reader.read(entry) for part, entry in parts.items()}

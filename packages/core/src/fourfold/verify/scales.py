@@ -249,10 +249,17 @@ def _shared(look: Look, checkpoint: Checkpoint, part: str, consequence: str) -> 
 
 
 def kv_scales_usable(look: Look, checkpoint: Checkpoint) -> None:
-    """KV-cache scales are finite, over zero, and not denormal."""
-    for name, scale in checkpoint.kv_scales.items():
+    """KV-cache scales are one number each, finite, over zero, and not denormal."""
+    for name, entry in checkpoint.kv_names.items():
         look.count()
-        if not (math.isfinite(scale) and scale >= FLOAT32_MIN_NORMAL):
+        scale = checkpoint.kv_scales.get(name)
+        if scale is None:
+            found = f"{entry.dtype} {list(entry.shape)}"
+            look.wrong(
+                name, found=found, expected="one number in F32, BF16 or F16",
+                message=f"{name} is {found}; servers read one number for a layer's keys, and one for its values",
+            )  # fmt: skip
+        elif not (math.isfinite(scale) and scale >= FLOAT32_MIN_NORMAL):
             look.wrong(
                 name, found=scale, expected="finite and over zero",
                 message=f"{name} is {scale:g}; attention computes NaN or zero with it",
