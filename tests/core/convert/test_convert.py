@@ -185,6 +185,22 @@ def test_kv_scales_as_llm_compressor_stores_them_travel(
     assert torch.equal(written.reshape(1), scale)
 
 
+def test_a_block_of_zeros_under_scale_zero_travels(
+    checkpoint: MakeCheckpoint, registry: Registry, tmp_path: Path
+) -> None:
+    """As FF053 has it: nothing is lost there."""
+
+    def plant(tensors: dict[str, torch.Tensor]) -> None:
+        tensors[f"{DOWN}.weight"][3, :8] = torch.tensor([0x00, 0x80, 0x08, 0x88] * 2, dtype=torch.uint8)
+        tensors[f"{DOWN}.weight_scale"][3, 0] = 0
+
+    path = checkpoint("modelopt", edit=plant)
+    convert(path, "compressed-tensors", tmp_path / "out", registry)
+    before, after = raw(path), raw(tmp_path / "out")
+    assert before[f"{DOWN}.weight_scale"] == after[f"{DOWN}.weight_scale"]
+    assert before[f"{DOWN}.weight"] == after[f"{DOWN}.weight_packed"]
+
+
 def test_biases_travel(checkpoint: MakeCheckpoint, registry: Registry, tmp_path: Path) -> None:
     path = checkpoint("modelopt", edit=lambda t: t.update({f"{BASE}.self_attn.q_proj.bias": torch.ones(32)}))
     convert(path, "compressed-tensors", tmp_path / "out", registry)

@@ -50,7 +50,9 @@ def test_bad_block_scales(checkpoint: MakeCheckpoint, registry: Registry, tmp_pa
         tensors[name][4, 2] = value
 
     path = checkpoint("modelopt", edit=plant)
-    with pytest.raises(CheckpointError, match=rf"{name} holds (-1|0|nan) at row 4, block 2 \(1 such\); a block scale"):
+    with pytest.raises(
+        CheckpointError, match=rf"{name} holds (-1|0|nan) at row 4, block 2 \(1 such\); a block scale must"
+    ):
         convert(path, "compressed-tensors", tmp_path / "out", registry)
     assert not [p for p in tmp_path.iterdir() if "out" in p.name]
 
@@ -121,6 +123,20 @@ def test_a_lost_input_scale_is_not_one_of_weights_alone(
     message = rf"{module}\.input_scale is missing, though 15 of 19 modules have one"
     with pytest.raises(CheckpointError, match=message):
         convert(path, "compressed-tensors", tmp_path / "out", registry)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_all_input_scales_lost_is_not_weights_alone(
+    checkpoint: MakeCheckpoint, registry: Registry, tmp_path: Path, layout: str
+) -> None:
+    def lose(tensors: dict[str, torch.Tensor]) -> None:
+        for name in [name for name in tensors if name.endswith((".input_scale", ".input_global_scale"))]:
+            del tensors[name]
+
+    message = r"\.input_(global_)?scale is missing, though the config does not state W4A16; .* calibrate this module"
+    with pytest.raises(CheckpointError, match=message):
+        convert(checkpoint(layout, edit=lose), BACK[layout], tmp_path / "out", registry)
+    assert not (tmp_path / "out").exists()
 
 
 def test_one_expert_of_weights_alone_is_refused(checkpoint: MakeCheckpoint, registry: Registry, tmp_path: Path) -> None:
