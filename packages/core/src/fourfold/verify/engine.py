@@ -176,7 +176,7 @@ class _Pass:
 
 
 _DOUBTS = frozenset(rule.id for rule in RULES if rule.is_doubt)
-_MISFIT_RULES = tuple(rule for rule in RULES if rule.phase is Phase.MISFIT)
+_MISFIT_RULES = tuple(sorted((rule for rule in RULES if rule.phase is Phase.MISFIT), key=lambda rule: rule.rank))
 
 
 def _missing(checkpoint: Checkpoint, rule: Rule) -> str:
