@@ -22,7 +22,7 @@ from fourfold.checkpoint.stream import ShardWriter
 from fourfold.compare import Level, compare
 from fourfold.config import Recipe
 from fourfold.convert import convert_checkpoint
-from fourfold.errors import FourfoldError
+from fourfold.errors import FourfoldError, RuleError
 from fourfold.inspect import inspect_model
 from fourfold.interfaces.exporter import Exporter
 from fourfold.interfaces.quantizer import QuantizeJob
@@ -185,6 +185,8 @@ def _outcome(command: Callable[[], Any]) -> str:
     try:
         with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
             result = command()
+    except RuleError:
+        raise
     except FourfoldError as error:
         message = str(error)
         if not message.isprintable() or len(message) > 5000:

@@ -173,6 +173,34 @@ def test_a_foreign_producer_is_kept(checkpoint: MakeCheckpoint, registry: Regist
     assert not (tmp_path / "ct" / "manifest.json").exists()
 
 
+def test_kv_scales_as_llm_compressor_stores_them_travel(
+    checkpoint: MakeCheckpoint, registry: Registry, tmp_path: Path
+) -> None:
+    """BF16 [1]."""
+    name = f"{BASE}.self_attn.k_scale"
+    scale = torch.tensor([0.02], dtype=torch.bfloat16)
+    path = checkpoint("compressed-tensors", kv_cache="fp8", edit=lambda t: t.update({name: scale}))
+    convert(path, "modelopt", tmp_path / "out", registry)
+    written = load_file(tmp_path / "out/model.safetensors")[f"{BASE}.self_attn.k_proj.k_scale"]
+    assert torch.equal(written.reshape(1), scale)
+
+
+def test_a_block_of_zeros_under_scale_zero_travels(
+    checkpoint: MakeCheckpoint, registry: Registry, tmp_path: Path
+) -> None:
+    """As FF053 has it: nothing is lost there."""
+
+    def plant(tensors: dict[str, torch.Tensor]) -> None:
+        tensors[f"{DOWN}.weight"][3, :8] = torch.tensor([0x00, 0x80, 0x08, 0x88] * 2, dtype=torch.uint8)
+        tensors[f"{DOWN}.weight_scale"][3, 0] = 0
+
+    path = checkpoint("modelopt", edit=plant)
+    convert(path, "compressed-tensors", tmp_path / "out", registry)
+    before, after = raw(path), raw(tmp_path / "out")
+    assert before[f"{DOWN}.weight_scale"] == after[f"{DOWN}.weight_scale"]
+    assert before[f"{DOWN}.weight"] == after[f"{DOWN}.weight_packed"]
+
+
 def test_biases_travel(checkpoint: MakeCheckpoint, registry: Registry, tmp_path: Path) -> None:
     path = checkpoint("modelopt", edit=lambda t: t.update({f"{BASE}.self_attn.q_proj.bias": torch.ones(32)}))
     convert(path, "compressed-tensors", tmp_path / "out", registry)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from pathlib import Path
 
 import pytest
@@ -49,7 +50,9 @@ def test_bad_block_scales(checkpoint: MakeCheckpoint, registry: Registry, tmp_pa
         tensors[name][4, 2] = value
 
     path = checkpoint("modelopt", edit=plant)
-    with pytest.raises(CheckpointError, match=rf"{name} holds (-1|0|nan) at row 4, block 2 \(1 such\); a block scale"):
+    with pytest.raises(
+        CheckpointError, match=rf"{name} holds (-1|0|nan) at row 4, block 2 \(1 such\); a block scale must"
+    ):
         convert(path, "compressed-tensors", tmp_path / "out", registry)
     assert not [p for p in tmp_path.iterdir() if "out" in p.name]
 
@@ -122,6 +125,20 @@ def test_a_lost_input_scale_is_not_one_of_weights_alone(
         convert(path, "compressed-tensors", tmp_path / "out", registry)
 
 
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_all_input_scales_lost_is_not_weights_alone(
+    checkpoint: MakeCheckpoint, registry: Registry, tmp_path: Path, layout: str
+) -> None:
+    def lose(tensors: dict[str, torch.Tensor]) -> None:
+        for name in [name for name in tensors if name.endswith((".input_scale", ".input_global_scale"))]:
+            del tensors[name]
+
+    message = r"\.input_(global_)?scale is missing, though the config does not state W4A16; .* calibrate this module"
+    with pytest.raises(CheckpointError, match=message):
+        convert(checkpoint(layout, edit=lose), BACK[layout], tmp_path / "out", registry)
+    assert not (tmp_path / "out").exists()
+
+
 def test_one_expert_of_weights_alone_is_refused(checkpoint: MakeCheckpoint, registry: Registry, tmp_path: Path) -> None:
     path = checkpoint("modelopt", weights_only=("*.mlp.*",), edit=lambda t: t.pop(f"{DOWN}.input_scale"))
     config = json.loads((path / "config.json").read_text())
@@ -130,6 +147,22 @@ def test_one_expert_of_weights_alone_is_refused(checkpoint: MakeCheckpoint, regi
     message = rf"{DOWN} is of weights alone and others of its layer's experts are not; a server loads them as one"
     with pytest.raises(CheckpointError, match=message):
         convert(path, "compressed-tensors", tmp_path / "out", registry)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize(
+    ("shape", "dtype", "text"),
+    [((2, 1, 1), torch.float32, "F32 [2, 1, 1]"), ((0,), torch.float32, "F32 [0]"), ((), torch.int32, "I32 []")],
+)
+def test_kv_scales_that_are_not_one_number(
+    checkpoint: MakeCheckpoint, registry: Registry, tmp_path: Path, layout: str, shape, dtype: torch.dtype, text: str
+) -> None:
+    name = f"{BASE}.self_attn.{'k_proj.' if layout == 'modelopt' else ''}k_scale"
+    path = checkpoint(layout, kv_cache="fp8", edit=lambda t: t.update({name: torch.ones(shape, dtype=dtype)}))
+    message = re.escape(f"{name} is {text}; a KV scale is one number in F32, BF16 or F16: calibrate the KV cache again")
+    with pytest.raises(CheckpointError, match=message):
+        convert(path, BACK[layout], tmp_path / "out", registry)
+    assert not (tmp_path / "out").exists()
 
 
 def test_unknown_kv_cache(checkpoint: MakeCheckpoint, registry: Registry, tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from .planting_files import (
     first_entry,
     group,
     ignore,
+    ignore_by_many_patterns,
     link_outside_to,
     pipe,
     raw_header,
@@ -169,6 +170,7 @@ HOSTILE_FAULTS = (
     Fault(
         "an ignore pattern of 5,000 characters", "FF118", ignore("*a" * 2500), layouts=MODELOPT_ONLY, also=("FF108",)
     ),
+    Fault("thousands of patterns in the ignore list", "FF118", ignore_by_many_patterns),
     Fault(
         "a nested layer of another depth",
         "FF027",

@@ -99,4 +99,6 @@ NAME_FAULTS = (
     ),
     Fault("a norm in float32", "FF042", edit(f"{TEXT}.0.input_layernorm.weight", lambda t: t.float()), blind=False),
     Fault("a norm of another width", "FF042", edit(f"{TEXT}.0.input_layernorm.weight", lambda t: t[:32])),
+    Fault("a norm one value short", "FF042", edit(f"{TEXT}.0.input_layernorm.weight", lambda t: t[:-1])),
+    Fault("a norm of one number", "FF042", edit(f"{TEXT}.0.input_layernorm.weight", lambda t: t[0])),
 )

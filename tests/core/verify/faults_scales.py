@@ -15,13 +15,13 @@ from .planting_tensors import (
     QKV,
     UP,
     change,
+    change_k_scales,
     fill,
     scale_by,
     set_bytes,
     turn,
     turn_all,
     wide_global_scale,
-    zero_k_scales,
 )
 
 SCALE_FAULTS = (
@@ -78,7 +78,14 @@ SCALE_FAULTS = (
     ),
     Fault("dense gate and up with two input scales", "FF063", scale_by(f"{DENSE}.up_proj", "input_global_scale", 1.25)),
     Fault("expert gate and up with two input scales", "FF063", scale_by(UP, "input_global_scale", 1.5)),
-    Fault("a KV scale zero", "FF064", zero_k_scales, variant=FP8),
+    Fault("a KV scale zero", "FF064", change_k_scales(torch.zeros_like), variant=FP8),
+    Fault("a KV scale of no number", "FF064", change_k_scales(lambda t: t.reshape(-1)[:0]), variant=FP8),
+    Fault(
+        "a KV scale for each head", "FF064", change_k_scales(lambda t: t.reshape(1, 1, 1).repeat(2, 1, 1)), variant=FP8
+    ),
+    Fault(
+        "a KV scale of integers", "FF064", change_k_scales(lambda t: torch.ones_like(t, dtype=torch.int64)), variant=FP8
+    ),
     # codes
     Fault("codes all zero", "FF070", set_bytes(UP, "packed_weight", 0, None), also=("FF081",)),
     Fault("codes all minus zero", "FF070", set_bytes(UP, "packed_weight", 0x88, None), also=("FF081",)),

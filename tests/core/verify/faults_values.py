@@ -62,5 +62,11 @@ VALUE_FAULTS = (
     Fault("one block of codes zeroed under error feedback", "FF091", feed_back(DENSE_GATE, zeroed=True), blind=False),
     Fault("error feedback past rounding", "FF094", feed_back(DENSE_GATE, OVERFIT), blind=False),
     Fault("NaN in a norm", "FF092", edit(f"{TEXT}.0.input_layernorm.weight", put_at(1, torch.nan)), also=("FF080",)),
+    Fault(
+        "a norm all infinite",
+        "FF092",
+        edit(f"{TEXT}.0.input_layernorm.weight", lambda t: t + torch.inf),
+        also=("FF080",),
+    ),
     Fault("layer_scalar zero", "FF093", edit(f"{TEXT}.1.layer_scalar", torch.zeros_like), also=("FF080",)),
 )

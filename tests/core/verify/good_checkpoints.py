@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import defaultdict
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
@@ -52,7 +53,8 @@ class Variant:
     def name(self) -> str:
         """For test ids."""
         parts = [self.layout, self.scheme, f"kv-{self.kv_cache}", self.targets, self.policy.value]
-        marks = {"sharded": self.sharded, "excludes": self.exclude, "headroom": self.headroom}
+        marks = {"sharded": self.sharded, "headroom": self.headroom}
+        parts += ["without-" + "-".join(re.findall(r"\w+", pattern)) for pattern in self.exclude]
         parts += [pattern.strip("*.") + "-alone" for pattern in self.weights_only]
         return "-".join([*map(str, parts), *(mark for mark, is_set in marks.items() if is_set)])
 

@@ -37,7 +37,7 @@ def config_files(artifact: Artifact, variant: Variant) -> dict[str, dict[str, An
     fp8, w4a4 = variant.kv_cache is KVCache.FP8, variant.scheme is Scheme.W4A4
     four_bit: dict[str, Any] = {"dynamic": False, "num_bits": 4, "type": "float", "group_size": 16}
     if variant.layout == MODELOPT.name:
-        patterns = sorted({_modelopt_pattern(name) for name in ignored})
+        patterns = sorted({_modelopt_pattern(name, quantized) for name in ignored})
         group = {"weights": four_bit, "targets": ["Linear"]} | ({"input_activations": four_bit} if w4a4 else {})
         producer = {"name": "modelopt", "version": "0.47.0"}
         algorithm = "NVFP4" if w4a4 else "W4A16_NVFP4"
@@ -94,9 +94,10 @@ def _mix_modelopt(
         }
 
 
-def _modelopt_pattern(name: str) -> str:
+def _modelopt_pattern(name: str, quantized: set[str]) -> str:
     """ModelOpt's list: ``prefix*`` where nothing under the prefix is quantized."""
     for part in ("router", "experts", "self_attn", "mlp"):
         if f".{part}." in name and name.startswith(TEXT):
-            return f"{name.split(f'.{part}.')[0]}.{part}*"
+            prefix = f"{name.split(f'.{part}.')[0]}.{part}"
+            return name if any(module.startswith(f"{prefix}.") for module in quantized) else f"{prefix}*"
     return ".".join(name.split(".")[:2]) + "*" if name.startswith("model.") else name

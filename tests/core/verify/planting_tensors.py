@@ -192,8 +192,11 @@ def wide_global_scale(e: Editable, _: Path) -> None:
     e.scale_by(UP, "global_scale", 2**15)
 
 
-def zero_k_scales(e: Editable, _: Path) -> None:
-    e.tensors |= {name: torch.zeros_like(t) for name, t in e.tensors.items() if name.endswith("k_scale")}
+def change_k_scales(how: Callable[[torch.Tensor], torch.Tensor]) -> Plant:
+    def plant(e: Editable, _: Path) -> None:
+        e.tensors |= {name: how(t).contiguous() for name, t in e.tensors.items() if name.endswith("k_scale")}
+
+    return plant
 
 
 def other_router(e: Editable, _: Path) -> None:

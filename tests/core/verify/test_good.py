@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 from fourfold.checkpoint.layouts import COMPRESSED_TENSORS, MODELOPT
 from fourfold.config import KVCache, Scheme
@@ -30,6 +31,7 @@ GOOD = [
         Variant(layout, targets="dense-mlp-bf16", policy=BlockScalePolicy.MODELOPT),
         Variant(layout, policy=BlockScalePolicy.COMPRESSED_TENSORS),
         Variant(layout, exclude=(f"{TEXT}.0.experts.*",)),
+        Variant(layout, exclude=("*.self_attn.[qkv]_proj",)),
         Variant(layout, headroom=True),
         Variant(layout, weights_only=("*.self_attn.*",), sharded=True),
         Variant(layout, weights_only=("*.experts.*", "*.mlp.*")),
@@ -68,6 +70,17 @@ def test_factors_moved_between_two_weights_raise_nothing(layout: str, editable, 
     report = verify_checkpoint(checkpoint.folder, source=source)
     assert report.findings == ()
     assert (report.num_transformed, report.checked["FF099"]) == (2, 2)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_kv_scales_as_llm_compressor_stores_them_raise_nothing(layout: str, editable) -> None:
+    """BF16 [1]."""
+    checkpoint = editable(Variant(layout, kv_cache=KVCache.FP8))
+    for name in [name for name in checkpoint.tensors if name.endswith(("k_scale", "v_scale"))]:
+        checkpoint.tensors[name] = checkpoint.tensors[name].reshape(1).to(torch.bfloat16)
+    report = verify_checkpoint(checkpoint.save())
+    assert report.findings == ()
+    assert report.checked["FF064"] == 2 * LAYERS
 
 
 def test_null_says_nothing_of_layers(editable) -> None:

@@ -9,6 +9,7 @@ import pytest
 
 from fourfold.errors import ConfigError
 from fourfold.verify import RULES, get_rule
+from fourfold.verify.rule import Phase
 from fourfold.verify.table import BEGIN, END, render_rules, update_page
 
 PAGE = Path(__file__).parents[3] / "docs" / "verifier.md"
@@ -33,3 +34,11 @@ def test_rules_are_told_apart() -> None:
 def test_page_without_markers_is_refused() -> None:
     with pytest.raises(ConfigError, match="lacks the markers"):
         update_page(f"{BEGIN} {END}".replace(END, ""), "x")
+
+
+def test_misfit_rules_have_one_first_and_one_last() -> None:
+    """A doubt must be told from damage before any cause is named, and the rule for all the rest comes last."""
+    ranks = {rule.id: rule.rank for rule in RULES if rule.phase is Phase.MISFIT}
+    assert [rule for rule, rank in ranks.items() if rank < 0] == ["FF094"]
+    assert [rule for rule, rank in ranks.items() if rank > 0] == ["FF081"]
+    assert not any(rule.rank for rule in RULES if rule.phase is not Phase.MISFIT)

@@ -136,7 +136,8 @@ class ArtifactWriter:
     def record_transformed(self, module: ModuleName | str, how: str) -> None:
         """Say that a module's weight was changed on purpose before rounding, its partner's to match (AWQ and kin).
 
-        Its decoded weight is then not close to the source's, and the verifier must not expect it.
+        The verifier then compares its decoded weight to the source's under factors of its rows or columns, which it
+        finds in the weight and which must cancel against the partner's (FF099); nothing else about it is believed.
         """
         self._transformed[str(module)] = how
 
@@ -231,3 +232,7 @@ class Artifact:
         """Names of the tensors that belong to no quantized module, in file order."""
         suffixes = (PACKED_WEIGHT, BLOCK_SCALE, GLOBAL_SCALE, INPUT_GLOBAL_SCALE, *ENCODE_SCALES.values())
         return tuple(e.name for e in self.tensors if e.name.rsplit(".", 1)[-1] not in suffixes)
+
+    def kept_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shapes of the tensors that belong to no quantized module, by name, in file order."""
+        return {name: self.tensors.entry(name).shape for name in self.kept()}

@@ -6,6 +6,11 @@ interrupted).
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from fourfold.verify.report import VerifyReport
+
 
 class FourfoldError(Exception):
     """Base of all expected failures. The message is complete in itself; no traceback is shown for it."""
@@ -46,6 +51,17 @@ class ModelError(FourfoldError, ValueError):
 
 class CheckpointError(FourfoldError, ValueError):
     """A checkpoint or artifact whose files contradict themselves. Names the file and the tensor."""
+
+
+class RuleError(FourfoldError):
+    """Rules of the verifier that failed themselves: a fault of Fourfold's. Carries the report of all others."""
+
+    def __init__(self, message: str, report: VerifyReport) -> None:
+        super().__init__(message)
+        self.report = report
+
+    def __reduce__(self) -> tuple[type[RuleError], tuple[str, VerifyReport]]:
+        return type(self), (str(self), self.report)
 
 
 class CalibrationError(FourfoldError, ValueError):

@@ -18,7 +18,8 @@ from fourfold.checkpoint.layouts import COMPRESSED_TENSORS
 from fourfold.config import KVCache, Options, Scheme
 from fourfold.export import write_checkpoint
 from fourfold.interfaces.exporter import Exporter
-from fourfold.models.gemma4 import fused_linears, values_read_from_keys
+from fourfold.models.gemma4 import values_read_from_keys
+from fourfold.models.gemma4_kept import unquantized_linears
 
 if TYPE_CHECKING:
     from fourfold.artifact import Artifact
@@ -76,7 +77,7 @@ def quantization_config(artifact: Artifact) -> dict[str, Any]:
         "config_groups": {f"group_{index}": group for index, group in enumerate(groups)},
         "format": FORMAT,
         "global_compression_ratio": None,
-        "ignore": unquantized_linears(artifact),
+        "ignore": unquantized_linears(artifact.kept_shapes()),
         "kv_cache_scheme": _FP8_KV if recipe.kv_cache is KVCache.FP8 else None,
         "quant_method": "compressed-tensors",
         "quantization_status": "compressed",
@@ -94,18 +95,3 @@ def _group(scheme: Scheme, targets: list[str]) -> dict[str, Any]:
         "targets": targets,
         "weights": _WEIGHTS,
     }
-
-
-def unquantized_linears(artifact: Artifact) -> list[str]:
-    """Modules a loader must not replace: every kept 2-D ``weight`` but embeddings, and the tied head; with kept keys,
-    the values that are read from them.
-    """
-    names = {"lm_head"}
-    for name in artifact.kept():
-        module, _, leaf = name.rpartition(".")
-        is_linear = leaf == "weight" and len(artifact.tensors.entry(name).shape) == 2
-        if is_linear and not module.endswith("embed_tokens"):
-            names.add(module)
-        # Experts left fused: a loader looks for their linears by name.
-        names |= {linear.name for linear in fused_linears(name, artifact.tensors.entry(name).shape)}
-    return sorted(names | values_read_from_keys(names))

@@ -18,6 +18,7 @@ from fourfold.checkpoint.layouts import MODELOPT
 from fourfold.config import KVCache, Options, Scheme
 from fourfold.export import write_checkpoint
 from fourfold.interfaces.exporter import Exporter
+from fourfold.models.gemma4_kept import unquantized_linears
 from fourfold.nvfp4 import BLOCK_SIZE
 
 if TYPE_CHECKING:
@@ -31,7 +32,6 @@ _MIXED = "MIXED_PRECISION"
 #: A part of a text layer, such as ``model.language_model.layers.3.router``.
 _LAYER_PART = re.compile(r"^(?:.+\.)?layers\.\d+\.[^.]+")
 _TEXT_MODEL = re.compile(r"^model\.(?:language_model\.)?(?=layers\.|embed_tokens|norm\.|per_layer)")
-_LM_HEAD = "lm_head"
 
 
 class ModelOptExporter(Exporter[Options]):
@@ -97,24 +97,23 @@ def _config_groups(facts: Mapping[str, Any]) -> dict[str, Any]:
 
 def exclude_modules(artifact: Artifact) -> list[str]:
     """Names and ``prefix*`` patterns that cover every linear left unquantized and nothing quantized, sorted."""
-    quantized = artifact.manifest.quantized_modules
-    patterns = {_LM_HEAD}
-    for name in _unquantized_linears(artifact):
+    quantized = _with_ancestors(artifact.manifest.quantized_modules)
+    patterns = set()
+    for name in unquantized_linears(artifact.kept_shapes()):
         prefix = _widest_prefix(name)
-        below = prefix is not None and any(q == prefix or q.startswith(f"{prefix}.") for q in quantized)
-        patterns.add(name if prefix is None or below else f"{prefix}*")
+        patterns.add(name if prefix is None or prefix in quantized else f"{prefix}*")
     return sorted(patterns)
 
 
-def _unquantized_linears(artifact: Artifact) -> Iterable[str]:
-    """Modules with a kept matrix; of fused experts the experts module itself."""
-    for name in artifact.kept():
-        module, _, leaf = name.rpartition(".")
-        rank = len(artifact.tensors.entry(name).shape)
-        if (rank == 3 and module.endswith(".experts")) or (
-            rank >= 2 and leaf == "weight" and "embed_tokens" not in module
-        ):
-            yield module
+def _with_ancestors(modules: Iterable[str]) -> set[str]:
+    """The modules and all that they stand in."""
+    names = set(modules)
+    for module in modules:
+        parent = module.rpartition(".")[0]
+        while parent and parent not in names:
+            names.add(parent)
+            parent = parent.rpartition(".")[0]
+    return names
 
 
 def _widest_prefix(name: str) -> str | None:

@@ -19,7 +19,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from fourfold.checkpoint.index import TensorFolder
+from fourfold.checkpoint.index import TensorEntry, TensorFolder
 from fourfold.errors import CheckpointError, UnknownNameError
 
 if TYPE_CHECKING:
@@ -88,6 +88,11 @@ COMPRESSED_TENSORS = Layout(
 #: What an artifact may hold beside a scale; see :mod:`fourfold.artifact`.
 ENCODE_SUFFIXES = ("global_encode_scale", "input_global_encode_scale")
 LAYOUTS = {layout.name: layout for layout in (CANONICAL, MODELOPT, COMPRESSED_TENSORS)}
+
+
+def is_kv_scale(entry: TensorEntry) -> bool:
+    """Whether a KV scale is one number that loaders read as it is; llm-compressor stores BF16 [1]."""
+    return entry.numel == 1 and entry.dtype in ("F32", "BF16", "F16")
 
 
 def get_layout(name: str) -> Layout:

@@ -22,18 +22,25 @@ def verify(
 ) -> int:
     """Check a checkpoint's values against the rules a server relies on."""
     from fourfold.cli.console import print_json, progress_bar
+    from fourfold.errors import RuleError
     from fourfold.models.resolve import resolve_model
     from fourfold.verify import verify_checkpoint
 
     source_path = resolve_model(source) if source else None
     with progress_bar(quiet=json) as progress:
-        report = verify_checkpoint(checkpoint, source=source_path, progress=progress)
-        if load:
+        failure = None
+        try:
+            report = verify_checkpoint(checkpoint, source=source_path, progress=progress)
+        except RuleError as error:
+            report, failure = error.report, error
+        if load and failure is None:
             report = _with_load(report, checkpoint, server, progress)
     if json:
         print_json(report)
     else:
         print_report(report)
+    if failure is not None:
+        raise failure
     return 0 if report.ok else 1
 
 
@@ -57,7 +64,9 @@ def print_report(report: VerifyReport) -> None:
         print(f"  why it matters: {get_rule(finding.rule).why}")
     checks, rules = sum(report.checked.values()), sum(count > 0 for count in report.checked.values())
     found = sum(report.num_findings.values())
-    if not found:
+    if not found and not report.ok and report.load is None:
+        print(f"not verified, though nothing was found: {checks:,} checks of {rules} rules, and a rule that failed")
+    elif not found:
         print(f"verified: {checks:,} checks of {rules} rules, nothing found")
     elif all(get_rule(rule).is_doubt for rule in report.num_findings):
         print(f"verified with {found:,} doubts, nothing wrong: {checks:,} checks of {rules} rules; let scores decide")

@@ -10,7 +10,7 @@ from fourfold.artifact import ENCODE_SCALES, GLOBAL_SCALE, INPUT_GLOBAL_SCALE
 from fourfold.checkpoint.atomic import atomic_folder, require_free, require_space
 from fourfold.checkpoint.canonical import CanonicalFolder
 from fourfold.checkpoint.index import is_side_file
-from fourfold.checkpoint.layouts import CANONICAL, LAYOUTS, get_layout
+from fourfold.checkpoint.layouts import CANONICAL, LAYOUTS, get_layout, is_kv_scale
 from fourfold.convert.report import ConvertReport, InexactScale
 from fourfold.convert.view import CheckpointView
 from fourfold.errors import CheckpointError, ConfigError
@@ -104,6 +104,11 @@ def _check_scales(source: CanonicalFolder, *, turned: bool) -> tuple[tuple[Inexa
         is_scale = source.is_part(entry.name) and leaf in (GLOBAL_SCALE, INPUT_GLOBAL_SCALE)
         if not is_scale and leaf not in CANONICAL.kv_scales:
             continue
+        if not is_scale and not is_kv_scale(entry):
+            raise CheckpointError(
+                f"{source.path}: {source.stored_name(entry.name)} is {entry.dtype} {list(entry.shape)}; a KV scale is "
+                "one number in F32, BF16 or F16: calibrate the KV cache again"
+            )
         exact = f"{module}.{ENCODE_SCALES[leaf]}" if is_scale and source.layout.reciprocal else entry.name
         stored = source.read(exact)
         _check_scale(source, exact, stored.item())

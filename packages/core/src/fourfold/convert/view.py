@@ -15,7 +15,7 @@ from glob import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fourfold.artifact import BLOCK_SCALE, INPUT_GLOBAL_SCALE, Artifact
+from fourfold.artifact import BLOCK_SCALE, INPUT_GLOBAL_SCALE, PACKED_WEIGHT, Artifact
 from fourfold.checkpoint.canonical import CanonicalFolder
 from fourfold.checkpoint.index import read_json
 from fourfold.checkpoint.layouts import CANONICAL, MODELOPT
@@ -33,7 +33,7 @@ _SIGN_BIT, _NAN_BYTE = 0x80, 0x7F
 
 
 class CheckedFolder(CanonicalFolder):
-    """Refuses block scales that no layout can mean: zero, negative or NaN."""
+    """Refuses block scales that no layout can mean: negative, NaN, or zero over codes that are not."""
 
     def read(self, name: str, slices: tuple[int | slice, ...] | None = None) -> torch.Tensor:
         """See :meth:`CanonicalFolder.read`."""
@@ -45,14 +45,20 @@ class CheckedFolder(CanonicalFolder):
     def _check_block_scale(self, name: str, scale: torch.Tensor) -> None:
         import torch
 
-        codes = scale.view(torch.uint8)
-        bad = (codes == 0) | (codes >= _NAN_BYTE)
+        from fourfold.nvfp4.tensor import zero_over_codes
+
+        data = scale.view(torch.uint8)
+        bad = data >= _NAN_BYTE
+        if bool((data == 0).any()):
+            packed = super().read(f"{name.removesuffix(BLOCK_SCALE)}{PACKED_WEIGHT}")
+            bad |= zero_over_codes(packed, scale)
         if not bool(bad.any()):
             return
         row, block = (int(i) for i in bad.nonzero()[0])
         raise CheckpointError(
             f"{self.path}: {self.stored_name(name)} holds {scale[row, block].item():g} at row {row}, block {block} "
-            f"({int(bad.sum())} such); a block scale must be positive: quantize this module again"
+            f"({int(bad.sum())} such); a block scale must be positive, or zero over a block of zeros: quantize "
+            "this module again"
         )
 
 
@@ -102,8 +108,8 @@ class CheckpointView(Artifact):
         modules = self.folder.modules
         alone = {m for m in modules if f"{m}.{INPUT_GLOBAL_SCALE}" not in self.folder}
         facts: dict[str, object] = {"kv_cache": self._kv_cache(), "scheme": Scheme.W4A16}
+        self._require_stated(alone)
         if len(alone) < len(modules):
-            self._require_stated(alone)
             facts |= {"scheme": Scheme.W4A4, "weights_only": self._patterns(alone)}
         return Recipe.parse(facts, where=f"{self.path}: recipe")
 
@@ -113,9 +119,11 @@ class CheckpointView(Artifact):
         stated = next(filter(None, (stated_schemes(block, layout, self.folder.modules) for block in blocks)), {})
         if missing := {module for module in alone if stated.get(module) is not Scheme.W4A16}:
             name, number = f"{min(missing)}.{layout.input_global_scale}", len(self.folder.modules)
+            having = number - len(alone)
+            why = f"{having} of {number} modules have one" if having else "the config does not state W4A16"
             raise CheckpointError(
-                f"{self.path}: {name} is missing, though {number - len(alone)} of {number} modules have "
-                "one; a server would read it uninitialised: calibrate this module"
+                f"{self.path}: {name} is missing, though {why}; a server would read it uninitialised: calibrate "
+                "this module"
             )
 
     def _patterns(self, alone: set[str]) -> tuple[str, ...]:

@@ -19,6 +19,8 @@ from fourfold.nvfp4.constants import BLOCK_SIZE, CODES_PER_BYTE
 from fourfold.nvfp4.e2m1 import decode_e2m1, unpack_codes
 
 _BYTES_PER_BLOCK = BLOCK_SIZE // CODES_PER_BYTE
+#: Both codes of a byte without their signs.
+_MAGNITUDES = 0x77
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,3 +99,12 @@ def expand_global_scale(global_scale: torch.Tensor) -> torch.Tensor:
 def split_blocks(tensor: torch.Tensor) -> torch.Tensor:
     """``tensor`` [..., K] as [..., G, 16]."""
     return tensor.reshape(*tensor.shape[:-1], tensor.shape[-1] // BLOCK_SIZE, BLOCK_SIZE)
+
+
+def zero_over_codes(packed_weight: torch.Tensor, block_scale: torch.Tensor) -> torch.Tensor:
+    """Blocks with scale 0 and a code that is not zero, so that what they held is lost; bool [O, G].
+
+    ``packed_weight`` is uint8 [O, P], ``block_scale`` float8_e4m3fn [O, G]. Scale 0 over zeros is just zeros.
+    """
+    magnitudes = packed_weight.reshape(*block_scale.shape, _BYTES_PER_BLOCK) & _MAGNITUDES
+    return (block_scale.view(torch.uint8) == 0) & (magnitudes != 0).any(-1)

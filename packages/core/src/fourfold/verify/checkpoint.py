@@ -22,7 +22,8 @@ from fourfold.models.gemma4 import Gemma4Moe, LinearModule, ModuleKind, read_gem
 from fourfold.models.gemma4_inputs import norm_before
 from fourfold.verify.expected import imagine_source
 from fourfold.verify.folder import Folder, read_folder
-from fourfold.verify.schemes import stated_schemes, stored_schemes
+from fourfold.verify.patterns import bounded
+from fourfold.verify.schemes import stated_schemes, stored_schemes, text_entries
 from fourfold.verify.shards import StoredTensor, TensorReader
 
 if TYPE_CHECKING:
@@ -32,8 +33,6 @@ HF_QUANT_CONFIG = "hf_quant_config.json"
 #: Canonical parts of a module, in the order of ``Layout.suffixes``.
 PARTS = ("packed_weight", "block_scale", "global_scale", "input_global_scale")
 REQUIRED_PARTS = PARTS[:3]
-#: So many entries are looked at: every module of a 26B model twice over.
-MAX_IGNORE_ENTRIES = 50_000
 _LAYOUTS = (MODELOPT, COMPRESSED_TENSORS)
 
 
@@ -81,6 +80,7 @@ class Checkpoint:
     model_fault: str = ""
     unreadable: dict[str, str] = field(default_factory=dict)
     scalars: dict[str, Scalars] = field(default_factory=dict)
+    #: Scales of an FP8 KV cache that are one number, as the pass comes by them.
     kv_scales: dict[str, float] = field(default_factory=dict)
     #: Weights of the norms in front of quantizable linears, float32 [H], as the pass comes by them.
     norms: dict[str, torch.Tensor] = field(default_factory=dict)
@@ -230,10 +230,9 @@ class Checkpoint:
             return None
 
     def ignore_patterns(self) -> list[str]:
-        """The list of unquantized modules in config.json."""
-        patterns = self.quantization.get("ignore")
-        names = [p for p in patterns if isinstance(p, str)] if isinstance(patterns, list) else []
-        return names[:MAX_IGNORE_ENTRIES]
+        """What is looked at of the list of unquantized modules in config.json."""
+        names = text_entries(self.quantization.get("ignore"))
+        return bounded(names, self.layout.name if self.layout is not None else "")
 
     def units(self) -> Iterator[tuple[str, Mapping[str, StoredTensor]]]:
         """What is read at once: a module with its parts, or a plain tensor alone (under the part ``""``).

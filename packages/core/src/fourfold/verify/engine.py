@@ -7,11 +7,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fourfold.checkpoint.index import DTYPE_BYTES
-from fourfold.errors import CheckpointError
+from fourfold.checkpoint.layouts import is_kv_scale
+from fourfold.checkpoint.untrusted import printable
+from fourfold.errors import CheckpointError, FourfoldError, RuleError
 from fourfold.progress import NoProgress
 from fourfold.verify.causes import Misfit
 from fourfold.verify.checkpoint import PARTS, Checkpoint, Scalars, open_checkpoint, stored_bytes
 from fourfold.verify.fit import MAX_TENSOR_ERROR
+from fourfold.verify.inputs import note_norm
 from fourfold.verify.loaders import loader_warnings
 from fourfold.verify.module import ModuleView, PlainTensor
 from fourfold.verify.registry import RULES
@@ -43,7 +46,8 @@ def verify_checkpoint(
 
     Raises :class:`fourfold.errors.CheckpointError` when there is no such folder, a file cannot be read, or the
     source is no sound model; :class:`fourfold.errors.ModelError` when the source is no Gemma 4 mixture of experts.
-    Whatever is wrong with the checkpoint itself is a finding.
+    Whatever is wrong with the checkpoint itself is a finding. :class:`fourfold.errors.RuleError`, with the report of
+    all others, when a rule failed itself.
     """
     try:
         return _Pass(open_checkpoint(checkpoint, source), progress or NoProgress()).run()
@@ -61,6 +65,8 @@ class _Pass:
             if rule.id not in self._skipped
         }
         self._num_misfits = 0
+        self._failed: dict[str, str] = {}
+        self._first_failure: Exception | None = None
 
     def run(self) -> VerifyReport:
         checkpoint = self._checkpoint
@@ -74,23 +80,42 @@ class _Pass:
             reader.require_unchanged()
         self._call(Phase.END, checkpoint)
         looks = [self._looks[rule.id] for rule in sorted(RULES, key=lambda rule: rule.id) if rule.id in self._looks]
-        return VerifyReport(
-            ok=not any(look.num_findings for look in looks if look.rule not in _DOUBTS),
+        report = VerifyReport(
+            ok=not self._failed and not any(look.num_findings for look in looks if look.rule not in _DOUBTS),
             layout=checkpoint.layout.name if checkpoint.layout else None,
             scheme=scheme_text(checkpoint.schemes.values()),
             checked={look.rule: look.checked for look in looks},
-            skipped=dict(sorted(self._skipped.items())),
+            skipped=dict(sorted((self._skipped | self._failed).items())),
             findings=tuple(finding for look in looks for finding in look.findings),
             num_findings={look.rule: look.num_findings for look in looks if look.num_findings},
             num_transformed=len(checkpoint.factors),
             warnings=loader_warnings(checkpoint),
             bytes_read=reader.bytes_read,
         )
+        if self._failed:
+            rule, reason = next(iter(self._failed.items()))
+            others = f", and {len(self._failed) - 1} more rules" if len(self._failed) > 1 else ""
+            raise RuleError(
+                f"{checkpoint.path}: rule {rule} {reason}{others}; that is a fault of Fourfold's, please report it; "
+                "what the other rules found holds",
+                report,
+            ) from self._first_failure
+        return report
 
     def _call(self, phase: Phase, subject: Any) -> None:
         for rule in RULES:
             if rule.phase is phase and rule.id in self._looks:
-                rule.check(self._looks[rule.id], subject)
+                self._check(rule, subject)
+
+    def _check(self, rule: Rule, subject: Any) -> None:
+        """Let a rule look; its own failure costs no other rule's findings, and is raised when all have looked."""
+        try:
+            rule.check(self._looks[rule.id], subject)
+        except (FourfoldError, OSError, MemoryError):
+            raise
+        except Exception as error:  # noqa: BLE001 - whatever it is, the other findings must not be lost
+            self._failed.setdefault(rule.id, f"failed: {type(error).__name__}: {printable(str(error))}")
+            self._first_failure = self._first_failure or error
 
     def _read(self, reader: TensorReader) -> None:
         units = list(self._checkpoint.units())
@@ -108,11 +133,10 @@ class _Pass:
         for first in range(0, entry.numel, step):
             value = reader.read_span(entry, first, min(step, entry.numel - first))
             self._call(Phase.TENSOR, PlainTensor(self._checkpoint, entry, first, value))
-            if entry.name in self._checkpoint.input_norms and value.numel() == entry.numel:
-                self._checkpoint.norms[entry.name] = value.float()
-            if entry.name in self._checkpoint.kv_names:
-                usable = entry.dtype == "F32" and entry.numel == 1
-                self._checkpoint.kv_scales[entry.name] = float(value[0]) if usable else float("nan")
+            if value.numel() == entry.numel:
+                note_norm(self._checkpoint, entry, value)
+            if entry.name in self._checkpoint.kv_names and is_kv_scale(entry):
+                self._checkpoint.kv_scales[entry.name] = float(value[0])
 
     def _module(self, reader: TensorReader, name: str, parts: Mapping[str, StoredTensor]) -> None:
         values = {part: reader.read(entry) for part, entry in parts.items()}
@@ -146,13 +170,13 @@ class _Pass:
             if self._num_misfits > _MAX_DIAGNOSES and not look.num_findings and not last:
                 continue
             before = look.num_findings
-            rule.check(look, misfit)
+            self._check(rule, misfit)
             if look.num_findings > before:
                 return
 
 
 _DOUBTS = frozenset(rule.id for rule in RULES if rule.is_doubt)
-_MISFIT_RULES = tuple(rule for rule in RULES if rule.phase is Phase.MISFIT)
+_MISFIT_RULES = tuple(sorted((rule for rule in RULES if rule.phase is Phase.MISFIT), key=lambda rule: rule.rank))
 
 
 def _missing(checkpoint: Checkpoint, rule: Rule) -> str:

@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
-from itertools import islice
 from typing import TYPE_CHECKING
 
 from fourfold.checkpoint.layouts import MODELOPT
 from fourfold.checkpoint.untrusted import printable
-from fourfold.verify.checkpoint import MAX_IGNORE_ENTRIES
 from fourfold.verify.config import SECTION
 from fourfold.verify.mixed import layers_quantized, targets_mean_modules
-from fourfold.verify.patterns import LINEAR_CLASSES, PatternList, catches, matcher, means_by_parts, unbounded
-from fourfold.verify.schemes import MAX_TARGET_PATTERNS, MODELOPT_MIXED, config_groups, group_targets, quantized_layers
+from fourfold.verify.patterns import (
+    LINEAR_CLASSES,
+    MAX_PATTERNS,
+    PatternList,
+    bounded,
+    catches,
+    covered,
+    is_pattern,
+    means_by_parts,
+    unbounded,
+)
+from fourfold.verify.schemes import MODELOPT_MIXED, config_groups, group_targets, quantized_layers, text_entries
 
 if TYPE_CHECKING:
     from fourfold.verify.checkpoint import Checkpoint
     from fourfold.verify.rule import Look
 
-_IGNORE = f"{SECTION}.ignore"
+_IGNORE, _GROUPS = f"{SECTION}.ignore", f"{SECTION}.config_groups"
 
 
 def unquantized_ignored(look: Look, checkpoint: Checkpoint) -> None:
@@ -41,10 +49,9 @@ def quantized_not_ignored(look: Look, checkpoint: Checkpoint) -> None:
         return
     look.count(len(checkpoint.modules))
     for pattern in checkpoint.ignore_patterns():
-        covers = matcher(pattern, checkpoint.layout.name)
         modelopt = checkpoint.layout is MODELOPT
-        for name in checkpoint.modules:
-            if covers(name) and not (modelopt and not means_by_parts(pattern, name)):
+        for name in covered(pattern, checkpoint.layout.name, checkpoint.modules):
+            if not modelopt or means_by_parts(pattern, name):
                 look.wrong(
                     name, found=f"ignored by {pattern!r}", expected="not ignored",
                     message=f"{name} is quantized but ignored; a server builds it unquantized and refuses the scales",
@@ -76,9 +83,7 @@ def ignore_entries_match(look: Look, checkpoint: Checkpoint) -> None:
         look.wrong(_IGNORE, found=listed, expected="a list of names", message=f"{_IGNORE} is no list of names")
     for pattern in checkpoint.ignore_patterns():
         look.count()
-        covers = matcher(pattern, checkpoint.layout.name)
-        known = pattern in checkpoint.module_names or pattern in LINEAR_CLASSES
-        if not known and not any(map(covers, checkpoint.module_names)):
+        if pattern not in LINEAR_CLASSES and not covered(pattern, checkpoint.layout.name, checkpoint.module_names):
             look.wrong(
                 f"{_IGNORE}: {pattern}", found="matches no module", expected="a module of this model",
                 message=f"{pattern!r} matches nothing: the list was written for other names, so what it meant is not "
@@ -108,17 +113,20 @@ def patterns_bounded(look: Look, checkpoint: Checkpoint) -> None:
     """Every pattern of ignore list and targets can be matched in bounded time, and there are not too many."""
     if checkpoint.layout is None:
         return
-    patterns = [*checkpoint.ignore_patterns(), *_target_patterns(checkpoint)]
+    layout, listed = checkpoint.layout.name, text_entries(checkpoint.quantization.get("ignore"))
+    targets = _target_patterns(checkpoint)
+    for key, where, entries in ((_IGNORE, "in the ignore list", listed), (_GROUPS, "among the targets", targets)):
+        number = sum(is_pattern(entry, layout) for entry in entries)
+        if number > MAX_PATTERNS:
+            look.wrong(
+                key, found=f"{number} patterns", expected=f"at most {MAX_PATTERNS}",
+                message=f"{number} patterns {where}, which servers match against every module at their start; list "
+                "names in their place",
+            )  # fmt: skip
+    patterns = [*checkpoint.ignore_patterns(), *bounded(targets, layout)]
     look.count(len(patterns))
-    regexes = sum(target.startswith("re:") for target in _target_patterns(checkpoint))
-    if regexes > MAX_TARGET_PATTERNS:
-        look.wrong(
-            f"{SECTION}.config_groups", found=f"{regexes} patterns", expected=f"at most {MAX_TARGET_PATTERNS}",
-            message=f"{regexes} patterns among the targets, which servers match against every module at their start; "
-            "list names in their place",
-        )  # fmt: skip
     for pattern in patterns:
-        if (reason := unbounded(pattern, checkpoint.layout.name)) is not None:
+        if (reason := unbounded(pattern, layout)) is not None:
             look.wrong(
                 f"{SECTION}: {printable(pattern, 80)}", found=reason, expected="one that matches in linear time",
                 message=f"{printable(pattern, 80)!r} can take for ever to match one name ({reason}); servers match it "
@@ -127,8 +135,7 @@ def patterns_bounded(look: Look, checkpoint: Checkpoint) -> None:
 
 
 def _target_patterns(checkpoint: Checkpoint) -> list[str]:
-    targets = (target for group in config_groups(checkpoint.quantization).values() for target in group_targets(group))
-    return list(islice(targets, MAX_IGNORE_ENTRIES))
+    return [target for group in config_groups(checkpoint.quantization).values() for target in group_targets(group)]
 
 
 def _targets(checkpoint: Checkpoint) -> PatternList | None:

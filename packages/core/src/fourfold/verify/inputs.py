@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
     from fourfold.models.gemma4 import LinearModule
     from fourfold.verify.checkpoint import Checkpoint
+    from fourfold.verify.shards import StoredTensor
 
 #: ModelOpt's calibrator reads percentiles off a histogram of 6.4 bins an octave, at a bin's middle.
 _HISTOGRAM = 2 ** (5 / 64)
@@ -53,6 +54,19 @@ class Limit:
 
     scale: float
     why: str
+
+
+def note_norm(checkpoint: Checkpoint, entry: StoredTensor, value: torch.Tensor) -> None:
+    """Keep a whole tensor's ``value`` for :func:`input_limits`, if it is a norm that bounds some linear's input.
+
+    One that is not the model's shape, or not finite, bounds nothing, and is other rules' finding.
+    """
+    known = checkpoint.model_tensors.get(entry.name)
+    if entry.name not in checkpoint.input_norms or known is None or entry.shape != known.shape:
+        return
+    weight = value.float()
+    if weight.numel() % BLOCK_SIZE == 0 and bool(weight.isfinite().all()):
+        checkpoint.norms[entry.name] = weight
 
 
 def input_limits(checkpoint: Checkpoint) -> dict[str, Limit]:
@@ -117,10 +131,11 @@ def reversed_inputs(checkpoint: Checkpoint, scales: dict[str, float], limits: di
     for name, scale in scales.items():
         peers[_peers_of(checkpoint, name)].append(scale)
     unbounded = not limits and middle > _MAX_MEDIAN
+    medians = {group: median(values) for group, values in peers.items()}
     found: dict[str, str] = {}
     for name, scale in scales.items():
         limit = limits.get(name)
-        usual = median(peers[_peers_of(checkpoint, name)])
+        usual = medians[_peers_of(checkpoint, name)]
         alone = scale > _FAR * usual and abs(math.log(scale * usual)) < abs(math.log(scale / usual))
         if limit is not None and scale > max(1.0, limit.scale) >= 1 / scale:
             found[name] = limit.why

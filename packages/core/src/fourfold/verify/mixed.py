@@ -9,9 +9,8 @@ from fourfold.checkpoint.layouts import COMPRESSED_TENSORS
 from fourfold.checkpoint.untrusted import printable
 from fourfold.models.gemma4 import ModuleKind, values_read_from_keys
 from fourfold.verify.config import SECTION
-from fourfold.verify.patterns import LINEAR_CLASSES, matcher
+from fourfold.verify.patterns import LINEAR_CLASSES, MAX_PATTERNS, matcher
 from fourfold.verify.schemes import (
-    MAX_TARGET_PATTERNS,
     MODELOPT_MIXED,
     config_groups,
     group_targets,
@@ -83,7 +82,7 @@ def targets_mean_modules(look: Look, checkpoint: Checkpoint) -> None:
     known = {*checkpoint.linears, *checkpoint.bf16_linears, *checkpoint.modules}
     known |= values_read_from_keys(checkpoint.modules)
     targets = {target for group in groups.values() for target in group_targets(group)} - LINEAR_CLASSES
-    patterns = sorted(target for target in targets if target.startswith("re:"))[:MAX_TARGET_PATTERNS]
+    patterns = sorted(target for target in targets if target.startswith("re:"))[:MAX_PATTERNS]
     unmatched = [t for t in patterns if not any(map(matcher(t, COMPRESSED_TENSORS.name), known))]
     unmatched += sorted(target for target in targets - known if not target.startswith("re:"))
     look.count(len(targets))

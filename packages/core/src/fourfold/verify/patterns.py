@@ -8,9 +8,9 @@ substring (``ModelOptQuantConfigBase.is_layer_excluded``), so ``layers.1*`` catc
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from fnmatch import translate
-from functools import cache
+from functools import lru_cache
 
 from fourfold.checkpoint.layouts import COMPRESSED_TENSORS, Layout
 from fourfold.verify.expressions import MAX_LENGTH, UnboundedError, compile_bounded
@@ -18,16 +18,51 @@ from fourfold.verify.expressions import MAX_LENGTH, UnboundedError, compile_boun
 #: Class names that mean "every linear" in a target list.
 LINEAR_CLASSES = frozenset({"Linear"})
 _REGEX = "re:"
+#: So many entries of a list are looked at: every module of a 26B model twice over.
+MAX_ENTRIES = 50_000
+#: More patterns in a list are not looked at, and are a finding (FF118): each is kept as an automaton of some 100 KB.
+MAX_PATTERNS = 1_000
 
 
-@cache
+def is_pattern(entry: str, layout: str) -> bool:
+    """Whether an entry is a pattern and not a name."""
+    if layout == COMPRESSED_TENSORS.name:
+        return entry.startswith(_REGEX)
+    return any(c in entry for c in "*?[")
+
+
+def bounded(entries: Iterable[str], layout: str) -> list[str]:
+    """What is looked at of a list: the first :data:`MAX_PATTERNS` patterns, and names up to :data:`MAX_ENTRIES`."""
+    room = MAX_PATTERNS
+    kept: list[str] = []
+    for entry in entries:
+        if is_pattern(entry, layout):
+            room -= 1
+            if room < 0:
+                continue
+        kept.append(entry)
+        if len(kept) == MAX_ENTRIES:
+            break
+    return kept
+
+
+def covered(entry: str, layout: str, names: Collection[str]) -> list[str]:
+    """Those of ``names`` that an entry means, by the layout's own rule."""
+    if not is_pattern(entry, layout):
+        return [entry] if entry in names else []
+    return list(filter(matcher(entry, layout), names))
+
+
 def matcher(pattern: str, layout: str) -> Callable[[str], bool]:
     """Whether ``pattern`` means a module, by the layout's own rule (no substrings).
 
     A broken regex, and one that might never end, matches nothing.
     """
-    if layout == COMPRESSED_TENSORS.name and not pattern.startswith(_REGEX):
-        return pattern.__eq__
+    return _compiled(pattern, layout) if is_pattern(pattern, layout) else pattern.__eq__
+
+
+@lru_cache(maxsize=MAX_PATTERNS)
+def _compiled(pattern: str, layout: str) -> Callable[[str], bool]:
     if layout == COMPRESSED_TENSORS.name:
         try:
             return compile_bounded(pattern.removeprefix(_REGEX))
@@ -75,8 +110,9 @@ class PatternList:
     def __init__(self, patterns: Iterable[str], layout: Layout, *, as_server: bool = True) -> None:
         kind = catches if as_server else matcher
         exact_only = layout is COMPRESSED_TENSORS or not as_server
-        self._exact = {p for p in patterns if exact_only and not any(c in p for c in "*?[") and p[:3] != _REGEX}
-        self._others = [(p, kind(p, layout.name)) for p in patterns if p not in self._exact]
+        looked_at = bounded(patterns, layout.name)
+        self._exact = {p for p in looked_at if exact_only and not is_pattern(p, layout.name)}
+        self._others = [(p, kind(p, layout.name)) for p in looked_at if p not in self._exact]
 
     def match(self, name: str) -> str | None:
         """The first pattern that covers ``name``, or None."""

@@ -1,4 +1,8 @@
-"""Rules about shapes, scales, codes and decoded values; misfit rules are tried in this order."""
+"""Rules about shapes, scales, codes and decoded values.
+
+Misfit rules are tried by rank, then in this order: FF094 first, which tells a sound method's errors from damage, and
+FF081 last, which takes what no other explains.
+"""
 
 from __future__ import annotations
 
@@ -131,7 +135,7 @@ VALUE_RULES: tuple[Rule, ...] = (
         why="Router, norms and vision carry the model; one changed bit is a fault in the writer.",
     ),
     Rule(
-        id="FF094", phase=Phase.MISFIT, check=values.not_overfitted, needs=(Need.SOURCE,), is_doubt=True,
+        id="FF094", phase=Phase.MISFIT, check=values.not_overfitted, needs=(Need.SOURCE,), is_doubt=True, rank=-1,
         title="weights are not fitted past rounding",
         why="Inputs unlike those of calibration meet a weight further off than rounding makes it.",
     ),
@@ -181,7 +185,7 @@ VALUE_RULES: tuple[Rule, ...] = (
         why="Scales stored in a kernel's swizzled order are swizzled again on loading.",
     ),
     Rule(
-        id="FF081", phase=Phase.MISFIT, check=values.decodes_to_source, needs=(Need.SOURCE,),
+        id="FF081", phase=Phase.MISFIT, check=values.decodes_to_source, needs=(Need.SOURCE,), rank=1,
         title="weights decode to the source",
         why="More than rounding has happened to this weight, and no other rule explains what.",
     ),

@@ -25,11 +25,12 @@ class VerifyReport(Config):
     """The result of :func:`fourfold.verify.verify_checkpoint`.
 
     Attributes:
-        ok: no rule found anything wrong; rules whose findings are doubts (``Rule.is_doubt``) do not count.
+        ok: no rule failed itself or found anything wrong; rules whose findings are doubts (``Rule.is_doubt``) do not
+            count.
         layout: of the tensors; None when they tell none.
         scheme: of the tensors, ``W4A4``, ``W4A16`` or ``W4A4 + W4A16``.
         checked: things looked at, by rule id. A rule with 0 that is not in ``skipped`` had nothing to look at.
-        skipped: rules that could not look at all, with the reason (no source given, no manifest).
+        skipped: rules that could not look at all, with the reason (no source given, no manifest), or failed themselves.
         findings: at most :data:`MAX_LISTED` a rule, in order of rule.
         num_findings: all findings, by rule id; rules without any are left out.
         num_transformed: modules changed on purpose before rounding (AWQ, SmoothQuant), so compared to the source under

@@ -39,6 +39,7 @@ class Rule:
     """One rule. ``check`` is called with a :class:`Look` and the subject of its phase.
 
     ``is_doubt`` marks what no file can decide: reported like any finding, but it makes no checkpoint wrong.
+    ``rank`` orders misfit rules, of which the first to explain a misfit ends it; equal ones stand in the table's order.
     """
 
     id: str
@@ -48,6 +49,7 @@ class Rule:
     check: Callable[[Look, Any], None]
     needs: tuple[Need, ...] = ()
     is_doubt: bool = False
+    rank: int = 0
 
 
 @dataclass

@@ -92,6 +92,8 @@ def block_scales_vary(look: Look, module: ModuleView) -> None:
 
 def block_scales_normal(look: Look, module: ModuleView) -> None:
     """Few block scales are subnormal, or zero over non-zero codes: there float8 has 1 or 2 digits, or none."""
+    from fourfold.nvfp4.tensor import zero_over_codes
+
     histogram = module.scale_histogram
     if histogram is None:
         return
@@ -99,7 +101,7 @@ def block_scales_normal(look: Look, module: ModuleView) -> None:
     zero, subnormal = int(histogram[0]), int(histogram[1:SMALLEST_NORMAL_CODE].sum())
     total = int(histogram.sum())
     if zero and zero < total and module.well_formed:
-        zero = _zero_over_codes(module)
+        zero = int(zero_over_codes(module.values[PARTS[0]], module.values[PARTS[1]]).sum())
     share = (subnormal + zero) / total
     if zero < total and share > MAX_SUBNORMAL_SHARE:
         name = module.parts[PARTS[1]].name
@@ -108,15 +110,6 @@ def block_scales_normal(look: Look, module: ModuleView) -> None:
             message=f"{name}: {subnormal} subnormal block scales and {zero} zero ones over non-zero codes; "
             "the global scale is too large for this tensor",
         )  # fmt: skip
-
-
-def _zero_over_codes(module: ModuleView) -> int:
-    """Blocks with scale 0 and a code that is not zero."""
-    import torch
-
-    packed, scale = module.values[PARTS[0]], module.values[PARTS[1]].view(torch.uint8)
-    codes = packed.reshape(*scale.shape, -1) & 0x77
-    return int(((scale == 0) & codes.any(-1)).sum())
 
 
 def global_scales_usable(look: Look, module: ModuleView) -> None:
@@ -249,10 +242,17 @@ def _shared(look: Look, checkpoint: Checkpoint, part: str, consequence: str) -> 
 
 
 def kv_scales_usable(look: Look, checkpoint: Checkpoint) -> None:
-    """KV-cache scales are finite, over zero, and not denormal."""
-    for name, scale in checkpoint.kv_scales.items():
+    """KV-cache scales are one number each, finite, over zero, and not denormal."""
+    for name, entry in checkpoint.kv_names.items():
         look.count()
-        if not (math.isfinite(scale) and scale >= FLOAT32_MIN_NORMAL):
+        scale = checkpoint.kv_scales.get(name)
+        if scale is None:
+            found = f"{entry.dtype} {list(entry.shape)}"
+            look.wrong(
+                name, found=found, expected="one number in F32, BF16 or F16",
+                message=f"{name} is {found}; servers read one number for a layer's keys, and one for its values",
+            )  # fmt: skip
+        elif not (math.isfinite(scale) and scale >= FLOAT32_MIN_NORMAL):
             look.wrong(
                 name, found=scale, expected="finite and over zero",
                 message=f"{name} is {scale:g}; attention computes NaN or zero with it",

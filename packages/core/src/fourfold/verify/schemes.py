@@ -13,15 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 from fourfold.checkpoint.layouts import COMPRESSED_TENSORS, MODELOPT
 from fourfold.config import MIXED, Scheme
-from fourfold.verify.patterns import LINEAR_CLASSES, matcher
+from fourfold.verify.patterns import LINEAR_CLASSES, MAX_PATTERNS, matcher
 
 if TYPE_CHECKING:
     from fourfold.checkpoint.layouts import Layout
 
 MODELOPT_ALGORITHMS = {"NVFP4": Scheme.W4A4, "W4A16_NVFP4": Scheme.W4A16}
 MODELOPT_MIXED = "MIXED_PRECISION"
-#: More patterns among the targets are not looked at, and are a finding (FF118).
-MAX_TARGET_PATTERNS = 1_000
 
 
 def stated_schemes(
@@ -66,7 +64,7 @@ def _of_groups(
         for target in group_targets(group):
             if not target.startswith("re:"):
                 named.setdefault(target, scheme)
-            elif len(patterns) < MAX_TARGET_PATTERNS:
+            elif len(patterns) < MAX_PATTERNS:
                 patterns.append((matcher(target, COMPRESSED_TENSORS.name), scheme))
     of_class = next((named[name] for name in LINEAR_CLASSES if name in named), None)
     found: dict[str, Scheme | None] = {}
@@ -118,8 +116,12 @@ def config_groups(section: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
 
 def group_targets(group: Mapping[str, Any]) -> list[str]:
     """A config group's targets; what is no text is left out."""
-    listed = group.get("targets")
-    return [target for target in listed if isinstance(target, str)] if isinstance(listed, list) else []
+    return text_entries(group.get("targets"))
+
+
+def text_entries(listed: object) -> list[str]:
+    """The entries of a JSON list; what is no text is left out, and so is what is no list."""
+    return [entry for entry in listed if isinstance(entry, str)] if isinstance(listed, list) else []
 
 
 def arguments_of(group: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
