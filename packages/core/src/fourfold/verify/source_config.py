@@ -55,7 +55,7 @@ def config_differences(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> It
 
 def _spelled_alike(config: Mapping[str, Any]) -> dict[str, Any]:
     """Without the quantization; old names and values as today's."""
-    alike = _dtype_by_name({key: value for key, value in config.items() if key != _QUANTIZATION})
+    alike: dict[str, Any] = _dtype_by_name({key: value for key, value in config.items() if key != _QUANTIZATION})
     alike |= {key: _dtype_by_name(value) for key, value in alike.items() if key.endswith("_config")}
     vision = alike.get("vision_config")
     rope = vision.get("rope_parameters") if isinstance(vision, Mapping) else None
