@@ -35,6 +35,11 @@ REFUSALS = {
     "unknown algorithm": (["demo", "--algorithm", "magic"], "quantizer.algorithm: should be 'max', 'mse'"),
     "unservable algorithm": (["demo", "--algorithm", "svdquant"], "algorithm svdquant is refused: it adds a low-rank"),
     "unknown option": (["demo", "--option", "speed=11"], "quantizer.speed: unknown key"),
+    "an option twice": (["demo", "--option", "a=1", "--option", "a=2"], "option a is given twice; which one is meant?"),
+    "an algorithm twice": (
+        ["demo", "--algorithm", "gptq", "--option", "algorithm=max"],
+        "--algorithm and --option algorithm=... say the same thing twice; give --algorithm alone",
+    ),
     "half an option": (["demo", "--option", "speed"], "option 'speed' is not of the form KEY=VALUE"),
     "pattern without a match": (
         ["demo", "--exclude", "*.mlp.experts.*"],

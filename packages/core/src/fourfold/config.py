@@ -150,6 +150,8 @@ def parse_pairs(pairs: list[str]) -> dict[str, object]:
         key, separator, value = pair.partition("=")
         if not separator or not key:
             raise ConfigError(f"option {pair!r} is not of the form KEY=VALUE")
+        if key in parsed:
+            raise ConfigError(f"option {key} is given twice; which one is meant? Leave one out")
         try:
             parsed[key] = json.loads(value)
         except json.JSONDecodeError:

@@ -29,7 +29,7 @@ def quantize(
     unfuser: Annotated[str | None, typer.Option(help="How experts are un-fused; the backend's own by default.")] = None,
     layout: Annotated[str, typer.Option(help="modelopt or compressed-tensors.")] = "modelopt",
     scheme: Annotated[str, typer.Option(help="W4A4 or W4A16.")] = "W4A4",
-    algorithm: Annotated[str, typer.Option(help="One of the quantizer's algorithms.")] = "max",
+    algorithm: Annotated[str | None, typer.Option(help="One of the quantizer's algorithms; max by default.")] = None,
     option: Annotated[list[str] | None, typer.Option(help="Further quantizer option, KEY=VALUE.")] = None,
     stream: Annotated[bool, typer.Option("--stream", help="Hidden states wait in host memory (reference).")] = False,
     input_scales: Annotated[
@@ -61,6 +61,7 @@ def quantize(
     """Quantize a Gemma 4 MoE to NVFP4, write a checkpoint and verify it."""
     from fourfold.cli.console import print_json, progress_bar
     from fourfold.config import parse_pairs
+    from fourfold.errors import ConfigError
     from fourfold.pipeline import Pipeline
     from fourfold.plan import QuantizeConfig, default_calibration, plan_quantize
     from fourfold.plugins import Registry, build_plugin_manager
@@ -69,9 +70,13 @@ def quantize(
         source=calibration, field=field, chat_template=chat_template or None, samples=samples,
         sequence_length=sequence_length, batch_size=batch_size, seed=seed,
     )  # fmt: skip
-    given_options = {"algorithm": algorithm, **parse_pairs(option or [])} | ({"stream": True} if stream else {})
-    if input_scales is not None:
-        given_options["input_scales"] = str(input_scales)
+    given_options = parse_pairs(option or [])
+    of_flags = given(algorithm=algorithm, stream=stream or None, input_scales=input_scales and str(input_scales))
+    if twice := given_options.keys() & of_flags.keys():
+        name = min(twice)
+        flag = name.replace("_", "-")
+        raise ConfigError(f"--{flag} and --option {name}=... say the same thing twice; give --{flag} alone")
+    given_options = {"algorithm": "max"} | given_options | of_flags
     config = QuantizeConfig.parse(
         {
             "model": model,
