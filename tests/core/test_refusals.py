@@ -40,6 +40,10 @@ REFUSALS = {
         ["demo", "--algorithm", "gptq", "--option", "algorithm=max"],
         "--algorithm and --option algorithm=... say the same thing twice; give --algorithm alone",
     ),
+    "a rule that could not hold": (
+        ["demo", "--unfuser", "reference", "--unfuser-option", "calibrate_all_experts=true", "--rare-experts", "error"],
+        "recipe.rare_experts: error stops for an expert that saw too few tokens, and under calibrate_all_experts",
+    ),
     "half an option": (["demo", "--option", "speed"], "option 'speed' is not of the form KEY=VALUE"),
     "pattern without a match": (
         ["demo", "--exclude", "*.mlp.experts.*"],

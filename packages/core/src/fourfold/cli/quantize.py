@@ -116,6 +116,9 @@ def _print_result(result: QuantizeResult, report: VerifyReport) -> None:
     elif result.uncalibrated_experts:
         shown = ", ".join(result.uncalibrated_experts[:5])
         print(f"{len(result.uncalibrated_experts)} experts saw no calibration token: {shown}")
+    elif result.unrouted_experts:
+        number = len(result.unrouted_experts)
+        print(f"{number} experts were routed no calibration token (all experts were shown every token)")
     else:
         print(f"every expert saw some of the {result.calibration_tokens:,} calibration tokens")
     rows = [(s.name, f"{s.seconds:.1f}", "reused" if s.reused else "") for s in result.stages]

@@ -82,7 +82,8 @@ class QuantizerOptions(Options):
             owner = next((a for p, a in self.parameter_prefixes.items() if name.startswith(p)), self.algorithm)
             if owner != self.algorithm and getattr(self, name) != field.default:
                 raise ValueError(
-                    f"{name} belongs to algorithm {owner}, not {self.algorithm}; leave it out, or say --algorithm {owner}"
+                    f"{name} belongs to algorithm {owner}, not {self.algorithm}; "
+                    f"leave it out, or say --algorithm {owner}"
                 )
         return self
 
