@@ -35,6 +35,15 @@ REFUSALS = {
     "unknown algorithm": (["demo", "--algorithm", "magic"], "quantizer.algorithm: should be 'max', 'mse'"),
     "unservable algorithm": (["demo", "--algorithm", "svdquant"], "algorithm svdquant is refused: it adds a low-rank"),
     "unknown option": (["demo", "--option", "speed=11"], "quantizer.speed: unknown key"),
+    "an option twice": (["demo", "--option", "a=1", "--option", "a=2"], "option a is given twice; which one is meant?"),
+    "an algorithm twice": (
+        ["demo", "--algorithm", "gptq", "--option", "algorithm=max"],
+        "--algorithm and --option algorithm=... say the same thing twice; give --algorithm alone",
+    ),
+    "a rule that could not hold": (
+        ["demo", "--unfuser", "reference", "--unfuser-option", "calibrate_all_experts=true", "--rare-experts", "error"],
+        "recipe.rare_experts: error stops for an expert that saw too few tokens, and under calibrate_all_experts",
+    ),
     "half an option": (["demo", "--option", "speed"], "option 'speed' is not of the form KEY=VALUE"),
     "pattern without a match": (
         ["demo", "--exclude", "*.mlp.experts.*"],

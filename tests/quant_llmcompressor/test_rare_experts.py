@@ -104,7 +104,7 @@ def test_a_raised_threshold_changes_input_scales_alone_and_names_them(runs: Runs
 
 def test_fallbacks_say_how_many_tokens_there_were(runs: Runs) -> None:
     details = {f.detail for f in runs["few"].artifact.manifest.fallbacks}
-    assert details == {"0 calibration tokens; its input scale is the largest of its layer's"}
+    assert details == {"0 calibration tokens; its input scale is its layer's others' largest"}
 
 
 def test_scales_of_one_for_zeros_are_named(runs: Runs) -> None:

@@ -123,6 +123,11 @@ def test_an_unknown_algorithm_lists_the_known_ones() -> None:
         ("gptq_damping", 0, r"quantizer\.gptq_damping: should be greater than 0 \(given: 0\)"),
         ("autoround_iterations", 0, r"quantizer\.autoround_iterations: should be greater than or equal to 1"),
         ("bits", 4, r"quantizer\.bits: unknown key"),
+        ("gptq_damping", 0.5, "gptq_damping belongs to algorithm gptq, not max; leave it out, or say --algorithm gptq"),
+        ("propagate_error", False, "propagate_error belongs to algorithm gptq, not max"),
+        ("smoothing_strength", 0.9, "smoothing_strength belongs to algorithm smoothquant, not max"),
+        ("awq_grid_points", 5, "awq_grid_points belongs to algorithm awq, not max"),
+        ("autoround_iterations", 3, "autoround_iterations belongs to algorithm autoround, not max"),
     ],
 )
 def test_a_wrong_option_is_named(option: str, value: object, message: str) -> None:

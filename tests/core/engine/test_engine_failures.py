@@ -257,7 +257,7 @@ REFUSED = {
         {"algorithm": "mse", "gptq_sweeps": 2},
         {},
         "cpu",
-        "algorithm mse has none; leave it out, or say --algorithm gptq",
+        "gptq_sweeps belongs to algorithm gptq, not mse; leave it out, or say --algorithm gptq",
     ),
     "scales of W4A16": ({"input_scales": "."}, {"scheme": "W4A16"}, "cpu", "scheme W4A16 has no input scales"),
     "no folder": ({"input_scales": "/nowhere"}, {}, "cpu", "/nowhere is no folder of a checkpoint or artifact"),

@@ -32,7 +32,7 @@ RECIPES: dict[str, dict[str, Any]] = {
             "name": "reference",
             "options": {"algorithm": "gptq", "stream": True, "gptq_damping": 0.02, "expert_inputs": "layer"},
         },
-        "unfuser": {"name": "reference", "options": {"calibrate_all_experts": True}},
+        "unfuser": {"name": "reference", "options": {"calibrate_all_experts": False}},
         "recipe": {"rare_experts": "error", "min_expert_tokens": 3, "targets": "attention-bf16"},
     },
     "FP8 keys and values": {

@@ -15,6 +15,7 @@ from fourfold.conformance.model import make_model
 from fourfold.demo import model_path
 from fourfold.errors import ModelError
 from fourfold.models.gemma4 import ModuleKind, read_gemma4
+from fourfold.models.gemma4_config import attention_heads
 from fourfold.plan import projected_bytes
 from fourfold.sizing import checkpoint_bytes, kv_cost, read_shape
 from fourfold.sizing.shapes import _config_path
@@ -102,3 +103,12 @@ def test_a_config_that_cannot_be_planned(config: dict[str, object], message: str
         read_shape(str(tmp_path))
     with pytest.raises(ModelError, match="no such model; give 'demo', a folder, or a hub id"):
         read_shape("no such thing")
+
+
+def test_numbers_of_layers_with_zeros_in_front() -> None:
+    """Transformers pads them to one width where a model has more than ten layers."""
+    from transformers import Gemma4TextConfig
+
+    text = Gemma4TextConfig(num_hidden_layers=12, head_dim=16, global_head_dim=32).to_dict()
+    assert list(text["per_layer_config"]) == ["05", "11"]
+    assert [attention_heads(text, index)[0] for index in (4, 5, 11)] == [16, 32, 32]

@@ -8,6 +8,7 @@ from .faults_hostile import HOSTILE_FAULTS
 from .faults_mixed import MIXED_FAULTS
 from .faults_names import NAME_FAULTS
 from .faults_record import RECORD_FAULTS
+from .faults_resaved import RESAVED_FAULTS
 from .faults_scales import SCALE_FAULTS
 from .faults_shards import SHARD_FAULTS
 from .faults_stealth import STEALTH_FAULTS
@@ -23,4 +24,5 @@ CATALOGUE: tuple[Fault, ...] = (
     *CONFIG_FAULTS,
     *MIXED_FAULTS,
     *RECORD_FAULTS,
+    *RESAVED_FAULTS,
 )

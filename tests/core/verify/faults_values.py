@@ -6,7 +6,7 @@ import torch
 
 from .faults import Fault
 from .good_checkpoints import TEXT
-from .planting_feedback import OVERFIT, feed_back
+from .planting_feedback import OVERFIT, feed_back, moved_under
 from .planting_tensors import (
     DENSE_GATE,
     DOWN,
@@ -60,6 +60,8 @@ VALUE_FAULTS = (
     ),
     Fault("one block of codes zeroed", "FF091", set_bytes(UP, "packed_weight", 0, 8), blind=False),
     Fault("one block of codes zeroed under error feedback", "FF091", feed_back(DENSE_GATE, zeroed=True), blind=False),
+    Fault("error feedback under a global scale a tenth too large", "FF096", moved_under(1.1), blind=False),
+    Fault("error feedback under a global scale a twentieth too small", "FF096", moved_under(0.95), blind=False),
     Fault("error feedback past rounding", "FF094", feed_back(DENSE_GATE, OVERFIT), blind=False),
     Fault("NaN in a norm", "FF092", edit(f"{TEXT}.0.input_layernorm.weight", put_at(1, torch.nan)), also=("FF080",)),
     Fault(

@@ -11,7 +11,7 @@ from fourfold.nvfp4 import BLOCK_SIZE, NVFP4Weight, encode_e2m1, pack_codes
 from fourfold.nvfp4.e2m1 import decode_e2m1
 
 from .good_checkpoints import Editable
-from .planting_tensors import source_weight
+from .planting_tensors import DENSE, source_weight
 
 #: Share of the Hessian's mean diagonal that is added: so little that single blocks leave the bound.
 DAMPING = 3e-4
@@ -55,5 +55,16 @@ def feed_back(module: str, spread: float = 0.0, *, zeroed: bool = False) -> Call
         if zeroed:
             packed[3, 8:16] = 0
         e.put(module, "packed_weight", packed)
+
+    return plant
+
+
+def moved_under(factor: float) -> Callable[[Editable, Path], None]:
+    """Round a layer's dense gate and up with error feedback, then store another global scale for both."""
+
+    def plant(e: Editable, source: Path) -> None:
+        for module in (f"{DENSE}.gate_proj", f"{DENSE}.up_proj"):
+            feed_back(module)(e, source)
+            e.scale_by(module, "global_scale", factor)
 
     return plant

@@ -9,10 +9,11 @@ import torch
 LAYERS, EXPERTS = 3, 12
 SIDE_FILES = {
     "tokenizer.json": '{"version": "1.0", "model": {"vocab": {"a": 0, "<|turn>": 1}}}\n',
-    "tokenizer_config.json": '{"tokenizer_class": "GemmaTokenizer"}\n',
+    "tokenizer_config.json": '{"tokenizer_class": "GemmaTokenizer", "padding_side": "left", "sot_token": "<|turn>"}\n',
     "special_tokens_map.json": '{"bos_token": "<bos>"}\n',
     "chat_template.jinja": "{{ '<|turn>' }}{{ messages }}\n",
-    "processor_config.json": '{"processor_class": "Gemma4Processor"}\n',
+    "processor_config.json": '{"processor_class": "Gemma4Processor", "image_processor": {"max_soft_tokens": 70, '
+    '"image_mean": [0.5, 0.5, 0.5]}, "feature_extractor": {}}\n',
     "generation_config.json": '{"eos_token_id": [1, 106], "transformers_version": "5.17.0"}\n',
 }
 
@@ -28,7 +29,7 @@ def make_source(folder: Path) -> Path:
         "attention_k_eq_v": True, "enable_moe_block": True, "num_experts": EXPERTS, "top_k_experts": 4,
         "moe_intermediate_size": 48, "layer_types": ["sliding_attention", "sliding_attention", "full_attention"],
         "sliding_window": 32, "hidden_size_per_layer_input": 0, "vocab_size_per_layer_input": 256,
-        "num_kv_shared_layers": 0,
+        "num_kv_shared_layers": 0, "final_logit_softcapping": 30.0,
         "dtype": "bfloat16",
     }  # fmt: skip
     vision = {

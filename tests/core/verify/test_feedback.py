@@ -13,7 +13,7 @@ from fourfold.engine.gptq import gptq
 from fourfold.nvfp4 import NVFP4Weight, encode_e2m1, pack_codes, quantize
 from fourfold.verify import verify_checkpoint
 from fourfold.verify.feedback import damaged_blocks, has_feedback, is_feedback
-from fourfold.verify.fit import MAX_BLOCK_ERROR, MAX_TENSOR_ERROR, block_errors, compare
+from fourfold.verify.fit import MAX_BLOCK_ERROR, MAX_GAIN, MAX_TENSOR_ERROR, MIN_GAIN, block_errors, compare
 
 from .good_checkpoints import Editable, Variant
 from .planting_feedback import OVERFIT, feed_back, with_feedback
@@ -126,6 +126,21 @@ def test_overfitting_under_searched_scales_is_named_and_damage_to_them_is_not() 
         noise = torch.randn(source.shape, generator=generator) * source.float().std() * 0.3
         assert not is_feedback(quantize((source.float() + noise).to(torch.bfloat16)), source)
     assert fitted >= 5, "hardly any weight was beyond rounding, so hardly anything was shown"
+
+
+@pytest.mark.parametrize("factor", [0.94, 1.06])
+def test_a_global_scale_that_is_off_is_no_feedback(factor: float) -> None:
+    """Feedback's errors leave the share of the source as it is, past rounding too; a wrong scale multiplies it."""
+    for made in ([rounded(seed, spread) for seed in range(8) for spread in (0.0, OVERFIT)], map(searched, range(8))):
+        for weight, source in made:
+            fit = compare(weight, source)
+            assert fit is not None
+            assert MIN_GAIN <= fit.gain <= MAX_GAIN
+            off = NVFP4Weight(weight.packed_weight, weight.block_scale, weight.global_scale * factor)
+            fit = compare(off, source)
+            assert fit is not None
+            assert not MIN_GAIN <= fit.gain <= MAX_GAIN
+            assert not is_feedback(off, source)
 
 
 @pytest.mark.parametrize("layout", [MODELOPT.name, COMPRESSED_TENSORS.name])

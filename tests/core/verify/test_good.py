@@ -9,12 +9,18 @@ from pathlib import Path
 import pytest
 import torch
 
+from fourfold.checkpoint.index import is_side_file
 from fourfold.checkpoint.layouts import COMPRESSED_TENSORS, MODELOPT
 from fourfold.config import KVCache, Scheme
+from fourfold.models.resolve import resolve_model
 from fourfold.nvfp4 import BlockScalePolicy
 from fourfold.verify import verify_checkpoint
+from fourfold.verify.folder import read_folder
+from fourfold.verify.sidefiles import file_difference
+from fourfold.verify.source_config import config_differences
 
 from .good_checkpoints import EXPERTS, LAYERS, TEXT, Variant
+from .planting_resaved import resave_all
 from .planting_transformed import DOWN, UP, record_transformed, smooth
 
 LAYOUTS = (MODELOPT.name, COMPRESSED_TENSORS.name)
@@ -81,6 +87,32 @@ def test_kv_scales_as_llm_compressor_stores_them_raise_nothing(layout: str, edit
     report = verify_checkpoint(checkpoint.save())
     assert report.findings == ()
     assert report.checked["FF064"] == 2 * LAYERS
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_files_that_another_tool_saved_raise_nothing(layout: str, editable, source: Path) -> None:
+    checkpoint = editable(Variant(layout))
+    resave_all(checkpoint.folder)
+    for given in (source, None):
+        assert verify_checkpoint(checkpoint.folder, source=given).findings == ()
+
+
+def test_transformers_own_save_of_the_demo_raises_nothing(tmp_path: Path) -> None:
+    """Config, processor and tokenizer, loaded and saved: 19 keys and 2 files are spelled otherwise."""
+    from transformers import AutoConfig, AutoProcessor
+
+    demo = resolve_model("demo")
+    AutoConfig.from_pretrained(demo).save_pretrained(tmp_path)
+    AutoProcessor.from_pretrained(demo).save_pretrained(tmp_path)
+    config, saved = (json.loads((folder / "config.json").read_text(encoding="utf-8")) for folder in (demo, tmp_path))
+    assert saved != config
+    assert list(config_differences(saved, config)) == list(config_differences(config, saved)) == []
+    saved["text_config"]["per_layer_config"]["2"]["head_dim"] = 32
+    assert list(config_differences(saved, config)) == [("text_config.per_layer_config.2.head_dim", 32, 64)]
+    files = [read_folder(folder) for folder in (tmp_path, demo)]
+    names = [name for name in files[0].files if is_side_file(name)]
+    assert len(names) == 4
+    assert [file_difference(*files, name) for name in names] == [None] * 4
 
 
 def test_null_says_nothing_of_layers(editable) -> None:

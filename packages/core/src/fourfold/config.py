@@ -24,7 +24,7 @@ _MAX_TOLD = 100
 
 
 class Config(BaseModel):
-    """Base of every configuration and record: frozen, unknown keys forbidden, strings never coerced."""
+    """Base of every configuration and record: frozen, unknown keys forbidden."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
 
@@ -70,7 +70,8 @@ class KVCache(StrEnum):
 class RareExpertRule(StrEnum):
     """What happens to an expert that saw fewer calibration tokens than asked for.
 
-    ``layer-max``: its input scale becomes the largest of its layer's experts, and the manifest names it.
+    ``layer-max``: its input scale becomes the largest of those of its layer's experts that saw enough, and the manifest
+    names it. Its own few tokens do not count, even where their scale is larger.
     ``error``: the run stops.
     """
 
@@ -150,6 +151,8 @@ def parse_pairs(pairs: list[str]) -> dict[str, object]:
         key, separator, value = pair.partition("=")
         if not separator or not key:
             raise ConfigError(f"option {pair!r} is not of the form KEY=VALUE")
+        if key in parsed:
+            raise ConfigError(f"option {key} is given twice; which one is meant? Leave one out")
         try:
             parsed[key] = json.loads(value)
         except json.JSONDecodeError:

@@ -54,6 +54,11 @@ class Component(Config):
     options: dict[str, Any] = Field(default_factory=dict)
 
 
+def shows_all_experts(*components: Component) -> bool:
+    """Whether one of a quantizer and an unfuser shows every expert every token."""
+    return any(component.options.get("calibrate_all_experts") is True for component in components)
+
+
 class CalibrationRecord(Config):
     """Which tokens were seen."""
 
@@ -87,6 +92,11 @@ class Manifest(Config):
     transformed: dict[str, str] = Field(default_factory=dict)
     notes: tuple[str, ...] = ()
     files: dict[str, str] = Field(default_factory=dict)
+
+    @property
+    def shows_all_experts(self) -> bool:
+        """Whether every expert was shown every token, so that its count of routed ones is not what it saw."""
+        return shows_all_experts(self.quantizer, self.unfuser)
 
     def write(self, folder: Path) -> None:
         """Write ``manifest.json``."""

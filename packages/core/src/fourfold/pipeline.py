@@ -49,7 +49,9 @@ class QuantizeResult(Config):
     bytes_after: int
     quantized_modules: int
     calibration_tokens: int
+    #: Experts that saw no token, and those that were routed none: the same unless every expert was shown every token.
     uncalibrated_experts: tuple[str, ...]
+    unrouted_experts: tuple[str, ...]
     fallbacks: int
     verified: bool
     findings: int
@@ -240,7 +242,8 @@ class Pipeline:
             bytes_after=sum(p.stat().st_size for p in self._output.glob("*.safetensors")),
             quantized_modules=len(manifest.quantized_modules),
             calibration_tokens=manifest.calibration.num_tokens if manifest.calibration else 0,
-            uncalibrated_experts=uncalibrated_experts(manifest),
+            uncalibrated_experts=() if manifest.shows_all_experts else unrouted_experts(manifest),
+            unrouted_experts=unrouted_experts(manifest),
             fallbacks=len(manifest.fallbacks),
             verified=report.ok,
             findings=sum(report.num_findings.values()),
@@ -268,8 +271,8 @@ def write_checkpoint_manifest(artifact: Artifact, exporter: str, folder: Path) -
     artifact.manifest.model_copy(update=changes).write(folder)
 
 
-def uncalibrated_experts(manifest: Manifest) -> tuple[str, ...]:
-    """Experts that saw no calibration token, ``<experts module>.<index>``."""
+def unrouted_experts(manifest: Manifest) -> tuple[str, ...]:
+    """Experts that were routed no calibration token, ``<experts module>.<index>``."""
     return tuple(
         f"{module}.{expert}"
         for module, counts in manifest.expert_token_counts.items()

@@ -11,10 +11,10 @@ from pydantic import Field
 from fourfold.calibration.spec import CalibrationSpec
 from fourfold.checkpoint.atomic import require_free, require_space
 from fourfold.checkpoint.index import TensorFolder
-from fourfold.config import Config, Recipe
+from fourfold.config import Config, RareExpertRule, Recipe
 from fourfold.errors import ConfigError, DeviceError
 from fourfold.interfaces.quantizer import QuantizerOptions
-from fourfold.manifest import Component
+from fourfold.manifest import Component, shows_all_experts
 from fourfold.models.gemma4 import Gemma4Moe, LinearModule, read_gemma4
 from fourfold.models.resolve import resolve_model
 from fourfold.plugins import QuantizerEntry, Registry, Role
@@ -83,6 +83,11 @@ def plan_quantize(config: QuantizeConfig, registry: Registry) -> QuantizePlan:
     options = plan_quantizer(config, entry)
     unfuser = plan_unfuser(config, entry, registry)
     options.check_unfuser(unfuser.name)
+    if config.recipe.rare_experts is RareExpertRule.ERROR and shows_all_experts(config.quantizer, unfuser):
+        raise ConfigError(
+            "recipe.rare_experts: error stops for an expert that saw too few tokens, and under calibrate_all_experts "
+            "every expert sees every token, so it would never; leave one of the two out"
+        )
     require_device(config.device)
     model_path = resolve_model(config.model)
     source = TensorFolder(model_path)

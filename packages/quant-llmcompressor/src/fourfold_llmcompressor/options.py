@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
@@ -41,6 +41,11 @@ class LlmcompressorOptions(QuantizerOptions):
     outputs stay routed. ``propagate_error`` lets ``gptq`` see the activations of the layers already
     quantized; the others always see the unquantized model's.
     """
+
+    parameter_prefixes: ClassVar = {
+        "gptq_": "gptq", "propagate_error": "gptq", "smoothing_": "smoothquant", "awq_": "awq",
+        "autoround_": "autoround",
+    }  # fmt: skip
 
     algorithm: Algorithm = "max"
     calibrate_all_experts: bool = False

@@ -85,7 +85,7 @@ class RareExperts:
             return
         saw = f"{int(self._counts[module.layer][module.expert])} calibration tokens"
         if module.name in self.divisors:
-            artifact.record_fallback(module.name, "layer-max", f"{saw}; its input scale is the largest of its layer's")
+            artifact.record_fallback(module.name, "layer-max", f"{saw}; its input scale is its layer's others' largest")
         if self._weight_rule is not None:
             artifact.record_fallback(module.name, self._weight_rule, f"{saw}; too few to learn its weights from")
 

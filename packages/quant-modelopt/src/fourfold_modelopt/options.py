@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Final, Literal, Self
+from typing import ClassVar, Final, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from fourfold.config import Recipe, Scheme
 from fourfold.errors import ConfigError
@@ -26,9 +26,6 @@ PER_EXPERT_INPUTS: Final = {
     "awq-clip": _SKIPPED,
 }
 
-#: A parameter's name begins with one of these; it belongs to that algorithm.
-_PARAMETER_PREFIXES: Final = {"gptq_": "gptq", "clip_": "awq-clip", "headroom_": "act-headroom"}
-
 _FP8_NORMAL_RANGE: Final = 28672.0
 
 
@@ -47,6 +44,8 @@ class ModelOptOptions(QuantizerOptions):
 
     ``awq-lite``, ``awq-full`` and ``svdquant`` are known, and refused with the reason.
     """
+
+    parameter_prefixes: ClassVar = {"gptq_": "gptq", "clip_": "awq-clip", "headroom_": "act-headroom"}
 
     algorithm: Literal[
         "max", "mse", "four-over-six", "local-hessian", "gptq", "awq-clip", "act-headroom",
@@ -68,14 +67,6 @@ class ModelOptOptions(QuantizerOptions):
     headroom_upper_percentile: float = Field(default=99.99, gt=0, le=100)
     #: How ``act-headroom`` treats weights.
     headroom_weights: Literal["max", "mse", "four-over-six", "local-hessian"] = "max"
-
-    @model_validator(mode="after")
-    def _parameters_belong_to_the_algorithm(self) -> Self:
-        for name, field in type(self).model_fields.items():
-            owner = next((a for p, a in _PARAMETER_PREFIXES.items() if name.startswith(p)), self.algorithm)
-            if owner != self.algorithm and getattr(self, name) != field.default:
-                raise ValueError(f"{name} belongs to algorithm {owner}, not {self.algorithm}")
-        return self
 
     @property
     def weight_algorithm(self) -> str:

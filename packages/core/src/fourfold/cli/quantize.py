@@ -29,7 +29,7 @@ def quantize(
     unfuser: Annotated[str | None, typer.Option(help="How experts are un-fused; the backend's own by default.")] = None,
     layout: Annotated[str, typer.Option(help="modelopt or compressed-tensors.")] = "modelopt",
     scheme: Annotated[str, typer.Option(help="W4A4 or W4A16.")] = "W4A4",
-    algorithm: Annotated[str, typer.Option(help="One of the quantizer's algorithms.")] = "max",
+    algorithm: Annotated[str | None, typer.Option(help="One of the quantizer's algorithms; max by default.")] = None,
     option: Annotated[list[str] | None, typer.Option(help="Further quantizer option, KEY=VALUE.")] = None,
     stream: Annotated[bool, typer.Option("--stream", help="Hidden states wait in host memory (reference).")] = False,
     input_scales: Annotated[
@@ -72,9 +72,13 @@ def quantize(
         source=calibration, field=field, chat_template=chat_template or None, samples=samples,
         sequence_length=sequence_length, batch_size=batch_size, seed=seed,
     )  # fmt: skip
-    given_options = {"algorithm": algorithm, **parse_pairs(option or [])} | ({"stream": True} if stream else {})
-    if input_scales is not None:
-        given_options["input_scales"] = str(input_scales)
+    given_options = parse_pairs(option or [])
+    of_flags = given(algorithm=algorithm, stream=stream or None, input_scales=input_scales and str(input_scales))
+    if twice := given_options.keys() & of_flags.keys():
+        name = min(twice)
+        flag = name.replace("_", "-")
+        raise ConfigError(f"--{flag} and --option {name}=... say the same thing twice; give --{flag} alone")
+    given_options = {"algorithm": "max"} | given_options | of_flags
     config = QuantizeConfig.parse(
         {
             "model": model,
@@ -114,6 +118,9 @@ def _print_result(result: QuantizeResult, report: VerifyReport) -> None:
     elif result.uncalibrated_experts:
         shown = ", ".join(result.uncalibrated_experts[:5])
         print(f"{len(result.uncalibrated_experts)} experts saw no calibration token: {shown}")
+    elif result.unrouted_experts:
+        number = len(result.unrouted_experts)
+        print(f"{number} experts were routed no calibration token (all experts were shown every token)")
     else:
         print(f"every expert saw some of the {result.calibration_tokens:,} calibration tokens")
     rows = [(s.name, f"{s.seconds:.1f}", "reused" if s.reused else "") for s in result.stages]

@@ -47,9 +47,12 @@ refuses to finish while a target is missing.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Self, TypeVar
+
+from pydantic import model_validator
 
 from fourfold.config import KVCache, Options, Recipe, Scheme
 
@@ -63,9 +66,26 @@ if TYPE_CHECKING:
 
 
 class QuantizerOptions(Options):
-    """Base of a quantizer's options. ``algorithm`` is what ``--algorithm`` sets; subclasses list theirs."""
+    """Base of a quantizer's options. ``algorithm`` is what ``--algorithm`` sets; subclasses list theirs.
+
+    ``parameter_prefixes`` names the algorithm to which options belong whose name begins so; another algorithm refuses
+    them, as a value that nothing reads was meant for something else.
+    """
+
+    parameter_prefixes: ClassVar[Mapping[str, str]] = {}
 
     algorithm: str = "max"
+
+    @model_validator(mode="after")
+    def _parameters_belong_to_the_algorithm(self) -> Self:
+        for name, field in type(self).model_fields.items():
+            owner = next((a for p, a in self.parameter_prefixes.items() if name.startswith(p)), self.algorithm)
+            if owner != self.algorithm and getattr(self, name) != field.default:
+                raise ValueError(
+                    f"{name} belongs to algorithm {owner}, not {self.algorithm}; "
+                    f"leave it out, or say --algorithm {owner}"
+                )
+        return self
 
     def clean_up(self, stage_sha256: str) -> None:
         """Remove what the quantizer keeps to go on from: the stage of this identity stands, finished, on disk."""

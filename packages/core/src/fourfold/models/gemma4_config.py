@@ -12,13 +12,16 @@ from typing import Any
 FULL_ATTENTION = "full_attention"
 #: Transformers' own, where neither way says it.
 _GLOBAL_HEAD_DIM = 512
+#: Transformers pads layers' numbers to one width: 05 of 30 layers.
+_MAX_DIGITS = 4
 
 
 def layer_overrides(text: Mapping[str, Any], index: int) -> dict[str, Any]:
-    """What ``per_layer_config`` of a text config has for layer ``index``."""
+    """What ``per_layer_config`` of a text config has for layer ``index``; numbers may have zeros in front."""
     overrides = text.get("per_layer_config")
-    own = overrides.get(str(index)) if isinstance(overrides, Mapping) else None
-    return dict(own) if isinstance(own, Mapping) else {}
+    spellings = (f"{index:0{width}d}" for width in range(1, _MAX_DIGITS + 1))
+    own = (overrides.get(key) for key in spellings) if isinstance(overrides, Mapping) else ()
+    return dict(next((entry for entry in own if isinstance(entry, Mapping)), {}))
 
 
 def attention_heads(text: Mapping[str, Any], index: int) -> tuple[int, int]:

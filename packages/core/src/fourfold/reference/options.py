@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, ClassVar, Final, Literal
 
 from pydantic import Field, field_validator
 
@@ -33,6 +33,8 @@ class ReferenceQuantizerOptions(QuantizerOptions):
     ``gptq``                rounding errors carried on to later columns
     ======================  ====================================================================================
     """
+
+    parameter_prefixes: ClassVar = {"gptq_": "gptq"}
 
     algorithm: Literal["max", "mse", "four-over-six", "local-hessian", "gptq"] = "max"
     #: Hidden states of all batches wait off the device: in host memory, in several passes where that is too little.
@@ -100,11 +102,6 @@ class ReferenceQuantizerOptions(QuantizerOptions):
             raise ConfigError(f"quantizer.input_scales: {self.input_scales} is no folder of a checkpoint or artifact")
         if self.needs_tokens and self.input_scales is not None:
             raise ConfigError(f"algorithm {self.algorithm} calibrates anyway; leave quantizer.input_scales out")
-        for option in ("gptq_sweeps", "gptq_damping"):
-            if getattr(self, option) != type(self).model_fields[option].default and self.algorithm != "gptq":
-                raise ConfigError(
-                    f"quantizer.{option}: algorithm {self.algorithm} has none; leave it out, or say --algorithm gptq"
-                )
         if self.work is not None and not (self.stream and self.reads_tokens(recipe)):
             raise ConfigError("quantizer.work: only a streamed calibration leaves work to go on from; add --stream")
         if several and self.stream:

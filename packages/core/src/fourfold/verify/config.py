@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from fourfold.checkpoint.layouts import COMPRESSED_TENSORS, MODELOPT
 from fourfold.config import Scheme
@@ -29,8 +29,6 @@ CT_FORMAT = "nvfp4-pack-quantized"
 _ARCHITECTURES = ("Gemma4ForConditionalGeneration", "Gemma4ForCausalLM")
 _VERSION = re.compile(r"^\d+(\.\d+)+\S*$")
 _FP8_KV = {"num_bits": 8, "type": "float"}
-#: Keys that every write of a config changes, and that no server computes with.
-_FREE_KEYS = frozenset({"quantization_config", "transformers_version", "_name_or_path"})
 _ABSENT = "absent"
 
 
@@ -250,35 +248,6 @@ def kv_scheme_agrees(look: Look, checkpoint: Checkpoint) -> None:
                         key, found=_ABSENT, expected="a scale, as the KV-cache scheme is FP8",
                         message=f"{key} is missing; the server takes 1.0 and quality drops in silence",
                     )  # fmt: skip
-
-
-def config_of_source(look: Look, checkpoint: Checkpoint) -> None:
-    """Apart from quantization_config (and the writer's version), config.json is the source's."""
-    if checkpoint.source is None:
-        return
-    ours, theirs = _leaves(checkpoint.config), _leaves(checkpoint.source.index.config)
-    look.count(len(theirs))
-    for key in sorted(ours.keys() | theirs.keys()):
-        found, expected = ours.get(key, _ABSENT), theirs.get(key, _ABSENT)
-        if found != expected or type(found) is not type(expected):
-            look.wrong(
-                f"config.json: {key}", found=repr(found), expected=repr(expected),
-                message=f"config.json differs from the source's in {key}; the weights were trained with the source's",
-            )  # fmt: skip
-
-
-def _leaves(section: Mapping[str, Any], prefix: str = "") -> dict[str, object]:
-    """Dotted key -> value of every leaf; ``torch_dtype`` is the old name of ``dtype``."""
-    leaves: dict[str, object] = {}
-    for key, value in section.items():
-        if not prefix and key in _FREE_KEYS:
-            continue
-        path = prefix + ("dtype" if key == "torch_dtype" else key)
-        if isinstance(value, Mapping) and value:
-            leaves |= _leaves(value, f"{path}.")
-        else:
-            leaves[path] = value
-    return leaves
 
 
 def _expect(look: Look, where: str, found: object, *allowed: object) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 
 from fourfold.checkpoint.index import TensorEntry, TensorFolder
 from fourfold.errors import ModelError
+from fourfold.models.gemma4_config import layer_overrides
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -76,9 +77,8 @@ class _Numbers:
 
     def layer(self, number: int, key: str, default: int) -> int:
         """A number that a layer may override, in ``per_layer_config``."""
-        overrides = self.section.get("per_layer_config")
-        own = overrides.get(str(number)) if isinstance(overrides, Mapping) else None
-        if isinstance(own, Mapping) and key in own:
+        own = layer_overrides(self.section, number)
+        if key in own:
             return _Numbers(own, self.path, f"{self._name}.per_layer_config.{number}")[key]
         return default
 

@@ -28,7 +28,16 @@ from fourfold.nvfp4 import (
     decode_e2m1,
     unpack_codes,
 )
-from fourfold.verify.fit import MAX_BLOCK_ERROR, MAX_NEAREST_ERROR, MIN_NEAREST_SHARE, block_errors, nearest_share
+from fourfold.verify.fit import (
+    MAX_BLOCK_ERROR,
+    MAX_GAIN,
+    MAX_NEAREST_ERROR,
+    MIN_GAIN,
+    MIN_NEAREST_SHARE,
+    block_errors,
+    compare,
+    nearest_share,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -103,7 +112,8 @@ def _spread(weight: NVFP4Weight, source: torch.Tensor) -> float:
 
 def is_feedback(weight: NVFP4Weight, source: torch.Tensor) -> bool:
     """Whether a weight misses its source as error feedback does: a near weight, moved codes, scales of its own."""
-    if not has_feedback(weight, source):
+    fit = compare(weight, source)
+    if fit is None or not MIN_GAIN <= fit.gain <= MAX_GAIN or not has_feedback(weight, source):
         return False
     return _correlation(weight.dequantize(), source) > _MIN_CORRELATION and (
         _are_of_source(weight, source) or _are_searched(weight, source)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fourfold.verify import config, experts, ignores, mixed, names, trust
+from fourfold.verify import config, experts, ignores, mixed, names, source_config, trust
 from fourfold.verify.rule import Need, Phase, Rule
 
 NAME_RULES: tuple[Rule, ...] = (
@@ -155,7 +155,7 @@ CONFIG_RULES: tuple[Rule, ...] = (
         why="Without scales the server takes 1.0; without a scheme it drops the scales.",
     ),
     Rule(
-        id="FF112", phase=Phase.FOLDER, check=config.config_of_source, needs=(Need.CONFIG, Need.SOURCE),
+        id="FF112", phase=Phase.FOLDER, check=source_config.config_of_source, needs=(Need.CONFIG, Need.SOURCE),
         title="the config is the source's",
         why="Another rope base, softcap or layer count changes every output without an error.",
     ),
