@@ -167,8 +167,10 @@ def _is_beginning(name: str) -> bool:
 
 
 def count_rare_experts(manifest: Manifest) -> int | None:
-    """Experts below ``recipe.min_expert_tokens``; None where no token was counted."""
+    """Experts below ``recipe.min_expert_tokens``, none where all were shown every token; None where none was counted."""
     if not manifest.expert_token_counts:
         return None
+    if manifest.shows_all_experts:
+        return 0
     least = manifest.recipe.min_expert_tokens
     return sum(count < least for counts in manifest.expert_token_counts.values() for count in counts)
