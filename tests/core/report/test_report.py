@@ -102,7 +102,7 @@ def test_the_card_has_the_published_rows_that_were_measured(folder: Path, regist
         "| `--moe-backend marlin` | no FP4 here |",
         "SOME=value vllm serve tiny-NVFP4 --moe-backend marlin",
         "--algorithm gptq --targets all-linear --exclude '*.layers.5.mlp.*' --calibration demo --samples 64",
-        "from 0 to 127, 64 on average; 1 of 128 experts saw none",
+        "from 0 to 127, 64 on average; 1 of 128 experts got none",
         "Worse than BF16 beyond chance: GSM8K (flexible-extract), GSM8K (strict-match)",
         "Cut by a limit: gsm8k to 1,000 prompts, kl to 200 prompts",
     ):

@@ -235,7 +235,7 @@ def _calibration(candidate: Candidate, absent: list[str]) -> str:
     if counts:
         lines.append(
             f"- Tokens per expert, routed as the model routes: from {min(counts):,} to {max(counts):,}, "
-            f"{sum(counts) / len(counts):,.0f} on average; {counts.count(0)} of {len(counts):,} experts were routed none"
+            f"{sum(counts) / len(counts):,.0f} on average; {counts.count(0)} of {len(counts):,} experts got none"
         )
     else:
         absent.append("Calibration: tokens per expert")

@@ -137,7 +137,7 @@ def _coverage(measured: Measured) -> Iterator[Item]:
         flat = [count for row in rows for count in row]
         yield (
             f"{name}: {len(flat):,} experts, from {min(flat):,} to {max(flat):,} calibration tokens each; "
-            f"{flat.count(0)} were routed none."
+            f"{flat.count(0)} got none."
         )
         labels = [str(number) for number in range(len(rows))]
         yield Plot(heat_map(f"{name}: calibration tokens by layer and expert", labels, rows, x_label="expert"))

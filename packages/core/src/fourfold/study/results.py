@@ -167,7 +167,7 @@ def _is_beginning(name: str) -> bool:
 
 
 def count_rare_experts(manifest: Manifest) -> int | None:
-    """Experts below ``recipe.min_expert_tokens``, none where all were shown every token; None where none was counted."""
+    """Experts below ``recipe.min_expert_tokens``, 0 where all were shown every token; None without counts."""
     if not manifest.expert_token_counts:
         return None
     if manifest.shows_all_experts:
