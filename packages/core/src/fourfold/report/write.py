@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from fourfold.checkpoint.atomic import write_whole
 from fourfold.page import Table, markdown_table, paragraph, render_page, section, table_html
 from fourfold.report.collect import Measured, canonical
 from fourfold.report.sections import Absent, Item, Plot, Section, sections
@@ -13,7 +14,6 @@ REPORT_FOLDER = "report"
 
 def write_report(measured: Measured, output: Path) -> tuple[Path, ...]:
     """Write the three files into ``output``, which is made; returns their paths."""
-    output.mkdir(parents=True, exist_ok=True)
     content = sections(measured)
     files = {
         "results.json": canonical(measured),
@@ -23,7 +23,7 @@ def write_report(measured: Measured, output: Path) -> tuple[Path, ...]:
         ),
     }
     for name, text in files.items():
-        (output / name).write_text(text, encoding="utf-8")
+        write_whole(output / name, text)
     return tuple(output / name for name in files)
 
 
