@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from eval.endpoint import FakeEndpoint, Payload, serving, text_of
+from eval.tiny_model import TinyModel
 from fourfold.demo import held_out
 from fourfold.evaluate.request import EvalConfig
 from fourfold.evaluate.run import evaluate
@@ -51,6 +52,12 @@ def run(registry: Registry, tmp_path: Path, endpoint: FakeEndpoint) -> Run:
         return evaluate(config, registry, NoProgress())
 
     return go
+
+
+@pytest.fixture
+def models() -> Iterator[tuple[TinyModel, TinyModel]]:
+    with serving(TinyModel(0.0)) as base, serving(TinyModel(0.3)) as other:
+        yield base, other
 
 
 def lines(path: Path) -> list[dict[str, Any]]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import resource
+import signal
 from pathlib import Path
 
 import pytest
 
-from fourfold.errors import EvaluationError
+from fourfold.errors import EvaluationError, OutputError
 from fourfold.evaluate.answers import AnswerFile, read_responses
 from fourfold.interfaces.benchmark import Prompt, Sampling
 from fourfold.results import Usage
@@ -72,6 +74,25 @@ def test_a_damaged_line_is_named(tmp_path: Path) -> None:
         AnswerFile(path, prompts(3), 1)
     with pytest.raises(EvaluationError, match=r"task.jsonl:2: "):
         read_responses(path)
+
+
+def test_an_answer_that_a_full_disk_refuses_leaves_no_half_line(tmp_path: Path) -> None:
+    path = tmp_path / "task.jsonl"
+    filled(path, 1)
+    content = path.read_bytes()
+    answers = AnswerFile(path, prompts(2), 1)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(content) + 10, before[1]))
+    try:
+        with pytest.raises(OutputError, match=r"task\.jsonl: File too large"):
+            answers.append(("p1", 0), "an answer", "stop", Usage(), 0.1)
+        answers.close()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert path.read_bytes() == content
+    assert [prompt.id for prompt, _ in AnswerFile(path, prompts(2), 1).missing] == ["p1"]
 
 
 def test_repeated_ids_are_refused(tmp_path: Path) -> None:

@@ -2,31 +2,20 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from eval.conftest import Run
-from eval.endpoint import FakeEndpoint, Payload, serving, text_of
+from eval.tiny_model import TOP, VOCABULARY, TinyModel, softmax
 from fourfold.errors import EvaluationError
 from fourfold_eval.divergence.kernel import NO_TOKEN, Distributions, divergence
-
-VOCABULARY = 64
-TOP = 6
 
 
 def true_kl(p: np.ndarray, q: np.ndarray) -> np.ndarray:
     """The definition, on whole distributions [T, V]."""
     return (p * np.log(p / q)).sum(axis=1)
-
-
-def softmax(logits: np.ndarray) -> np.ndarray:
-    weights = np.exp(logits - logits.max(axis=-1, keepdims=True))
-    return weights / weights.sum(axis=-1, keepdims=True)
 
 
 def top_of(p: np.ndarray, k: int) -> Distributions:
@@ -80,46 +69,6 @@ def test_rows_of_unequal_length_and_equal_models(pair: tuple[np.ndarray, np.ndar
     assert found.same_top.all()
     with pytest.raises(ValueError, match="300 positions against 2"):
         divergence(base, Distributions(base.ids[:2], base.logprobs[:2]))
-
-
-class TinyModel(FakeEndpoint):
-    """Next-token logits by the token before; ``shift`` moves them, as rounding a model's weights would."""
-
-    def __init__(self, shift: float) -> None:
-        super().__init__(lambda _payload: "text", self._complete)
-        #: Where in the conversation an answer is taken from: another place, another answer of the same length.
-        self.place = 60
-        rng = np.random.default_rng(0)
-        self.logits = rng.normal(0, 2, size=(VOCABULARY, VOCABULARY))
-        self.logits += shift * rng.normal(0, 1, size=self.logits.shape)
-        self.extra = lambda payload: {
-            "prompt_token_ids": self.prompt_ids(payload), "choice": {"token_ids": self.answer_ids(payload)},
-        }  # fmt: skip
-
-    @staticmethod
-    def prompt_ids(payload: Payload) -> list[int]:
-        return [ord(letter) % VOCABULARY for letter in text_of(payload)[-30:]]
-
-    def answer_ids(self, payload: Payload) -> list[int]:
-        text = text_of(payload)
-        return [ord(letter) % VOCABULARY for letter in text[self.place : self.place + 12 + len(text) % 5]]
-
-    def _complete(self, payload: Payload) -> Payload:
-        ids, k = payload["prompt"], payload["prompt_logprobs"]
-        rows: list[dict | None] = [None]
-        for before, token in pairwise(ids):
-            p = softmax(self.logits[before])
-            order = np.argsort(-p)
-            chosen = {*order[: k if k > 0 else VOCABULARY].tolist(), token}
-            rank = {int(each): place + 1 for place, each in enumerate(order)}
-            rows.append({str(each): {"logprob": float(np.log(p[each])), "rank": rank[each]} for each in chosen})
-        return {"choices": [{"text": "", "prompt_logprobs": rows}]}
-
-
-@pytest.fixture
-def models() -> Iterator[tuple[TinyModel, TinyModel]]:
-    with serving(TinyModel(0.0)) as base, serving(TinyModel(0.3)) as other:
-        yield base, other
 
 
 def _expected(base: TinyModel, other: TinyModel) -> tuple[float, float, int]:
@@ -229,22 +178,6 @@ def test_the_limit_may_grow_and_not_shrink(run: Run, models: tuple[TinyModel, Ti
         run(limit=5, **both | {"options": {}})
 
 
-def test_edited_prompts_are_refused_before_another_task_is_asked(
-    run: Run, endpoint: FakeEndpoint, models: tuple[TinyModel, TinyModel], tmp_path: Path
-) -> None:
-    base, _ = models
-    settings = {"model": base.url, "data": tmp_path, "options": {"kl.prompts": "file", "kl.top_k": TOP}}
-    with pytest.raises(EvaluationError, match=r"kl: prompts\.jsonl is not there; give its folder by --data"):
-        run(tasks=["demo-math", "kl"], **settings)
-    _write_prompts(tmp_path, ["first", "second"])
-    run(tasks=["kl"], **settings)
-    asked = len(base.asked)
-    _write_prompts(tmp_path, ["first", "edited"])
-    with pytest.raises(EvaluationError, match=r"kl answers prompt 1, which reads otherwise now; it was made with"):
-        run(tasks=["demo-math", "kl"], **settings)
-    assert len(base.asked) == asked
-
-
 def test_a_damaged_baseline_is_told_before_another_task_is_asked(
     run: Run, models: tuple[TinyModel, TinyModel], tmp_path: Path
 ) -> None:
@@ -255,9 +188,3 @@ def test_a_damaged_baseline_is_told_before_another_task_is_asked(
     with pytest.raises(EvaluationError, match="missing, damaged or of another text; evaluate kl on that model again"):
         run("other", model=other.url, baseline=str(tmp_path / "base"), **settings)
     assert other.asked == []
-
-
-def _write_prompts(folder: Path, questions: list[str]) -> None:
-    texts = [question + " and some more words, so that there is an answer to take from it" for question in questions]
-    records = [{"messages": [{"role": "user", "content": text}]} for text in texts]
-    (folder / "prompts.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")

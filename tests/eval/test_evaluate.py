@@ -276,3 +276,14 @@ def test_a_folder_without_server_tasks_is_not_served(run: Run, tmp_path: Path) -
     again = run("again", model="demo", tasks=["size"], baseline=str(tmp_path / "out"))
     assert [comparison.ratio for comparison in again.comparisons] == [1.0, 1.0]
     assert {comparison.verdict for comparison in again.comparisons} == {Verdict.UNTESTED}
+
+
+@pytest.mark.parametrize("baseline", [False, True], ids=["alone", "with a baseline"])
+def test_an_output_that_is_a_file_is_refused_before_anything_is_asked(
+    run: Run, endpoint: FakeEndpoint, tmp_path: Path, baseline: bool
+) -> None:
+    (tmp_path / "out").write_text("mine")
+    with pytest.raises(OutputError, match=r"out/\S*run\.json: \S*/out is a file, not a folder; choose another place"):
+        run(**({"baseline": endpoint.url} if baseline else {}))
+    assert endpoint.asked == []
+    assert (tmp_path / "out").read_text() == "mine"

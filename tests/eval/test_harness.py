@@ -159,7 +159,7 @@ def _broken(record: dict[str, Any], field: str) -> str:
         ("ifeval.jsonl", 7, lambda r: _broken(r, "kwargs"), "ifeval.jsonl:7: field 'kwargs' is missing"),
         ("ifeval.jsonl", 3, lambda r: json.dumps(r | {"kwargs": []}), ":3: 2 instruction_id_list but 0 kwargs"),
         ("ifeval.jsonl", 36, lambda r: "{", "ifeval.jsonl:36: not valid JSON"),
-        ("ifeval.jsonl", 2, lambda r: "[]", "ifeval.jsonl:2: not a JSON object"),
+        ("ifeval.jsonl", 2, lambda r: "[]", "ifeval.jsonl:2: a list, where an object is expected"),
     ],
 )  # fmt: skip
 def test_a_data_file_with_a_fault_is_named_with_its_line(
@@ -175,6 +175,22 @@ def test_a_data_file_with_a_fault_is_named_with_its_line(
     (tmp_path / name).write_text("\n".join(lines) + "\n")
     with pytest.raises(EvaluationError, match=message):
         (GSM8K if name.startswith("gsm8k") else IFEVAL).find(tmp_path)
+
+
+def test_a_data_file_is_read_as_the_harness_reads_it(data: Path, tmp_path: Path) -> None:
+    """A line ends at a newline alone, and blank ones are none."""
+    from fourfold_eval.harness.data import GSM8K
+
+    record = json.dumps({"question": "one\u2028and one", "answer": "#### 2"}, ensure_ascii=False)
+    for name in GSM8K.files.values():
+        (tmp_path / name).write_bytes(f"\ufeff{record}\r\n\n{record}\n\n".encode())
+    assert set(GSM8K.find(tmp_path)) == {"train", "test"}
+    (tmp_path / "gsm8k_test.jsonl").write_bytes(b"\n")
+    with pytest.raises(EvaluationError, match=r"gsm8k_test\.jsonl: empty"):
+        GSM8K.find(tmp_path)
+    (tmp_path / "gsm8k_test.jsonl").write_bytes(b'{"question": "\xff"}\n')
+    with pytest.raises(EvaluationError, match=r"gsm8k_test\.jsonl:1: not UTF-8 \(byte 0xff at column 15\)"):
+        GSM8K.find(tmp_path)
 
 
 def test_faults_come_back_from_the_harness_before_anything_is_asked(

@@ -21,24 +21,24 @@ def read(path: Path | str, **fields: object) -> list[object]:
         ("a.txt", b"", "a.txt: the file is empty"),
         ("a.txt", b"\n \n", "a.txt: the file is empty"),
         ("a.jsonl", b"", "a.jsonl: the file is empty"),
-        ("a.txt", b"good\nbad \xff line\n", r"a.txt, line 2: not UTF-8 \(byte 0xff at column 5\)"),
+        ("a.txt", b"good\nbad \xff line\n", r"a.txt:2: not UTF-8 \(byte 0xff at column 5\)"),
         (
             "a.jsonl",
             b'{"text": "x"}\n{"text": \n',
-            r"a.jsonl, line 2: not JSON \(Expecting value at column \d+\)",
+            r"a.jsonl:2: not valid JSON \(Expecting value at column \d+\)",
         ),
-        ("a.jsonl", b'\n["x"]\n', "a.jsonl, line 2: a list, where an object is expected"),
-        ("a.jsonl", b'{"id": 1, "body": "x"}', "a.jsonl, line 1: no field 'text'; found: id, body"),
-        ("a.jsonl", b"{}", "a.jsonl, line 1: no field 'text'; found: none"),
+        ("a.jsonl", b'\n["x"]\n', "a.jsonl:2: a list, where an object is expected"),
+        ("a.jsonl", b'{"id": 1, "body": "x"}', "a.jsonl:1: no field 'text'; found: id, body"),
+        ("a.jsonl", b"{}", "a.jsonl:1: no field 'text'; found: none"),
         (
             "a.jsonl",
             b'{"text": 5}',
-            "a.jsonl, line 1: field 'text' holds a int, not a string or a list of chat messages",
+            "a.jsonl:1: field 'text' holds a int, not a string or a list of chat messages",
         ),
         (
             "a.jsonl",
             b'{"text": [{"role": "user"}]}',
-            "a.jsonl, line 1: field 'text' holds a list, not a string",
+            "a.jsonl:1: field 'text' holds a list, not a string",
         ),
         ("a.parquet", b"no parquet", "a.parquet: not a readable Parquet file"),
         ("a.csv", b"x", r"a.csv: not a calibration file; known: .jsonl, .parquet, .txt"),
@@ -84,3 +84,5 @@ def test_a_text_file_has_no_fields(tmp_path):
 def test_empty_texts_are_left_out_and_a_byte_order_mark_is_no_text(tmp_path):
     (tmp_path / "a.jsonl").write_bytes(b'\xef\xbb\xbf{"text": "x"}\r\n{"text": " "}\n{"text": []}\n')
     assert read(tmp_path / "a.jsonl") == ["x"]
+    (tmp_path / "a.jsonl").write_bytes('{"text": "one\u2028and one"}\n\n'.encode())
+    assert read(tmp_path / "a.jsonl") == ["one\u2028and one"]

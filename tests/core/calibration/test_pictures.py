@@ -38,13 +38,13 @@ def spec_of(folder, *rows, **changes):
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        (chat({"type": "image", "path": "pictures/2.png"}), "line 2: no picture pictures/2.png in "),
-        (chat({"type": "image", "path": "../outside.png"}), "line 2: picture ../outside.png lies outside "),
-        (chat({"type": "image", "path": "link.png"}), "line 2: picture link.png lies outside "),
-        (chat({"type": "image"}), "line 2: a content part of type image without a path; known: text, and image"),
-        (chat({"type": "video", "path": "1.mp4"}), "line 2: a content part of type video; known: text, and image"),
-        ({"text": "no chat"}, "line 2: no field 'messages'; found: text"),
-        ({"messages": 5}, "line 2: field 'messages' holds a int, not a string or a list of chat messages"),
+        (chat({"type": "image", "path": "pictures/2.png"}), "jsonl:2: no picture pictures/2.png in "),
+        (chat({"type": "image", "path": "../outside.png"}), "jsonl:2: picture ../outside.png lies outside "),
+        (chat({"type": "image", "path": "link.png"}), "jsonl:2: picture link.png lies outside "),
+        (chat({"type": "image"}), "jsonl:2: a content part of type image without a path; known: text, and image"),
+        (chat({"type": "video", "path": "1.mp4"}), "jsonl:2: a content part of type video; known: text, and image"),
+        ({"text": "no chat"}, "jsonl:2: no field 'messages'; found: text"),
+        ({"messages": 5}, "jsonl:2: field 'messages' holds a int, not a string or a list of chat messages"),
     ],
 )
 def test_lines_that_cannot_be_used(folder, row, message):
@@ -56,7 +56,7 @@ def test_lines_that_cannot_be_used(folder, row, message):
 
 def test_rows_that_cannot_be_made(folder, tmp_path, model_path):
     with pytest.raises(
-        CalibrationError, match=r"line 1: \d+ tokens, those of a picture among them after the first 20;"
+        CalibrationError, match=r"jsonl:1: \d+ tokens, those of a picture among them after the first 20;"
     ):
         build_token_set(spec_of(folder, chat(PICTURE), sequence_length=20), demo_path())
     with pytest.raises(CalibrationError, match="1 chats, not 2; ask for fewer samples"):
@@ -70,7 +70,7 @@ def test_rows_that_cannot_be_made(folder, tmp_path, model_path):
     with pytest.raises(CalibrationError, match=f"{bare}: no usable processor "):
         build_token_set(spec_of(folder, chat(PICTURE)), bare)
     (folder / "pictures" / "1.png").write_bytes(b"no picture")
-    with pytest.raises(CalibrationError, match=r"line 1: picture .*1.png cannot be read \("):
+    with pytest.raises(CalibrationError, match=r"jsonl:1: picture .*1.png cannot be read \("):
         build_token_set(spec_of(folder, chat(PICTURE)), demo_path())
 
 

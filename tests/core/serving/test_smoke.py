@@ -9,8 +9,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from PIL import Image
+from typer.testing import CliRunner
 
 from core.serving.conftest import as_stream
+from fourfold.cli.app import app
 from fourfold.demo.tasks import TASKS
 from fourfold.errors import UnknownNameError
 from fourfold.progress import NoProgress
@@ -98,6 +100,14 @@ def test_a_proxy_is_for_other_machines(endpoint, script, proxy):
     proxy(endpoint.url.removesuffix("/v1"))
     elsewhere = replace(endpoint, url="http://served.invalid/v1")
     assert {check.error for check in run(elsewhere, modalities=("text",)).values()} == {None}
+
+
+def test_an_answer_with_brackets_is_shown_as_it_is(endpoint, script):
+    """Not read as the table's markup, of which [/INST] would close what nobody opened."""
+    script.answer = lambda payload: "I am [red] 5 [/INST]"
+    done = CliRunner().invoke(app, ["smoke", endpoint.url, "--modality", "text", "--server", "vllm-cpu"])
+    assert done.exit_code == 1, done.exception
+    assert done.stdout.count("I am [red] 5 [/INST]") == 2
 
 
 def test_modalities_by_name():

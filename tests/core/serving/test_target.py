@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-import pytest
+import re
 
+import pytest
+from typer.testing import CliRunner
+
+from fourfold.cli.app import app
 from fourfold.demo import model_path
-from fourfold.errors import ConfigError, ModelError, ServerError, UnknownNameError
+from fourfold.errors import ConfigError, EvaluationError, ModelError, ServerError, UnknownNameError
 from fourfold.evaluate.target import server_version
 from fourfold.plugins import Registry, build_plugin_manager
 from fourfold.serving.foreground import plan_of
@@ -24,6 +28,41 @@ def test_one_model_is_attached_to_and_several_are_a_choice(endpoint, script):
     script.models = []
     with pytest.raises(ServerError, match="serves no model; choose one"):
         attach(endpoint.url)
+
+
+@pytest.mark.parametrize(
+    ("address", "reason"),
+    [
+        ("http://127.0.0.1:abc/v1", r" \(Invalid port: 'abc'\)"),
+        ("http://127.0.0.1:99999/v1", r" \(Port out of range 0-65535\)"),
+        ("http://[::1", r" \(Invalid IPv6 URL\)"),
+        ("http://xn--/v1", r" \(Malformed A-label.*\)"),
+        ("http:///v1", ""),
+    ],
+)
+def test_what_is_no_address_is_told_as_that(address, reason):
+    done = CliRunner().invoke(app, ["smoke", address, "--server", "vllm-cpu"])
+    assert done.exit_code == 2, done.exception
+    message = rf"fourfold: {re.escape(address)}: not an address such as http://127\.0\.0\.1:8888/v1{reason}\n"
+    assert re.fullmatch(message, done.stderr)
+
+
+@pytest.mark.parametrize(
+    ("proxy", "reason"),
+    [
+        ("socks5://127.0.0.1:9", r"Using SOCKS proxy, but the 'socksio' package is not installed"),
+        ("ftp://127.0.0.1:9", r"Unknown scheme for proxy URL .*"),
+        ("http://127.0.0.1:abc", r"Invalid port: 'abc'"),
+    ],
+)
+def test_a_proxy_that_cannot_be_used_is_named_and_not_asked_for_this_machine(endpoint, monkeypatch, proxy, reason):
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("ALL_PROXY", proxy)
+    message = rf"^http://served\.invalid/v1: the environment names a proxy that cannot be used \({reason}\); give ALL_"
+    with pytest.raises(EvaluationError, match=message):
+        attach("http://served.invalid/v1")
+    assert attach(endpoint.url).model == "m"
 
 
 def test_a_servers_version_is_asked_past_a_proxy_and_with_the_key(endpoint, script, proxy, monkeypatch):

@@ -14,7 +14,7 @@ from fourfold.calibration.build import build_token_set
 from fourfold.calibration.sources import source_files
 from fourfold.calibration.spec import CalibrationSpec
 from fourfold.calibration.tokens import TokenSet
-from fourfold.checkpoint.atomic import atomic_folder
+from fourfold.checkpoint.atomic import absolute, atomic_folder
 from fourfold.checkpoint.index import TensorFolder
 from fourfold.checkpoint.layouts import detect_layout
 from fourfold.config import Config
@@ -82,9 +82,9 @@ class Pipeline:
         threads: int | None = None,
     ) -> None:
         self._plan, self._registry, self._progress = plan, registry, progress
-        self._output = output
+        self._output = absolute(output)
         self._keep = stages is not None
-        self._store = StageStore(stages or output.with_name(f".{output.name}.stages"))
+        self._store = StageStore(stages or self._output.with_name(f".{self._output.name}.stages"))
         self._source_files, self._threads = source_files, threads
         self._times: list[StageTime] = []
         #: The artifact the checkpoint was written from, once there is one.

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import select
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,17 +12,18 @@ from typing import Any
 from fourfold.errors import ServerError
 from fourfold.interfaces.server import Endpoint, Load, LoadResult
 from fourfold.progress import Progress
+from fourfold.stages.logs import log_folder
 from fourfold_vllm.process import run_process, tail
 
 
 def measure_loads(
     python: Path, endpoint: Endpoint, loads: Sequence[Load], progress: Progress
 ) -> tuple[LoadResult, ...]:
-    """Results in the order of ``loads``; :class:`ServerError` when a request failed or the client did."""
+    """Results in the order of ``loads``; :class:`ServerError` when a request failed or the client did, the log kept."""
     if endpoint.root is None:
         raise ServerError(f"{endpoint.url}: does not say which model it serves; give its folder with --tokenizer")
-    with tempfile.TemporaryDirectory(prefix="fourfold-bench-") as folder:
-        request, results, log = (Path(folder) / name for name in ("request.json", "results.jsonl", "bench.log"))
+    with log_folder("bench", progress) as folder:
+        request, results, log = (folder / name for name in ("request.json", "results.jsonl", "bench.log"))
         commands = [_arguments(endpoint, load) for load in loads]
         request.write_text(json.dumps(commands), encoding="utf-8")
         results.touch()

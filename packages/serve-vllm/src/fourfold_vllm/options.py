@@ -42,7 +42,7 @@ class VllmOptions(Options):
     #: The emulation decodes weights once, when loaded, or at each use, in 0.56 bytes each; by what fits.
     decode: Literal["once", "lazy"] | None = None
     docker_image: str = DOCKER_IMAGE
-    #: Where the server's output goes; by default a file beside the system's temporary ones, named in every message.
+    #: Where the server's output goes, and stays; by default a temporary file, which stays only when something fails.
     log: Path | None = None
     #: Seconds until the first answer; a 26B with compilation takes minutes.
     timeout_s: float = Field(default=1800, gt=0)

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from fourfold.checkpoint.atomic import explained, make_folder
 from fourfold.errors import ServerError
 from fourfold.progress import Progress
 from fourfold.supervisor import how_ended, supervised
@@ -58,10 +59,16 @@ def require_free_port(host: str, port: int) -> int:
 
 @contextmanager
 def run_process(command: tuple[str, ...], variables: dict[str, str], log: Path) -> Iterator[ServerProcess]:
-    """Start ``command`` under a supervisor, its output in ``log``; nothing of it is left after the context."""
+    """Start ``command`` under a supervisor, its output in ``log``; nothing of it is left after the context.
+
+    :class:`fourfold.errors.OutputError` where the log cannot be written.
+    """
     # A server does not report to a network either.
     variables = {"VLLM_NO_USAGE_STATS": "1", "PYTHONUNBUFFERED": "1", **variables}
-    with log.open("wb") as output, supervised(command, variables, output) as head:
+    with explained(log):
+        make_folder(log.parent)
+        output = log.open("wb")
+    with output, supervised(command, variables, output) as head:
         yield ServerProcess(head, log)
 
 

@@ -7,10 +7,8 @@ a distribution named vllm, which the CPU wheel is not.)
 
 from __future__ import annotations
 
-import os
-import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import ClassVar
 
@@ -19,6 +17,7 @@ from fourfold.interfaces.load_check import LoadReport
 from fourfold.interfaces.server import Endpoint, Load, LoadResult, ServePlan, Server
 from fourfold.plugins import Environment
 from fourfold.progress import Progress
+from fourfold.stages.logs import log_folder
 from fourfold_vllm.command import Launch, decide, describe
 from fourfold_vllm.hooks import VLLM_CPU, VLLM_CUDA
 from fourfold_vllm.measure import measure_loads
@@ -43,6 +42,8 @@ class VllmServer(Server[VllmOptions]):
     def serve(self, checkpoint: Path, progress: Progress) -> Iterator[Endpoint]:
         """Start vLLM, wait for its health check, and end its whole process group when the block ends.
 
+        Its log stays where the block fails, and where the options name it.
+
         Raises :class:`ServerError` for a taken port and for a server that does not come up (with the end of its log),
         :class:`fourfold.errors.DeviceError` for a model that does not fit, before anything is loaded.
         """
@@ -55,11 +56,12 @@ class VllmServer(Server[VllmOptions]):
         python = ensure_environment(self.environment, progress)
         for flag in launch.variables:
             progress.note(f"{flag.name}={flag.value}: {flag.why}")
-        log = self.options.log or _new_log()
-        progress.note(f"the server's log is {log}")
         command = (str(python), *_MODULE, str(checkpoint), *launch.arguments)
         host = _reachable(self.options.host)
-        with run_process(command, launch.environment, log) as process:
+        with ExitStack() as stack:
+            log = self.options.log or stack.enter_context(log_folder("vllm", progress)) / "vllm.log"
+            progress.note(f"the server's log is {log}")
+            process = stack.enter_context(run_process(command, launch.environment, log))
             wait_ready(process, f"http://{host}:{port}/health", self.options.timeout_s, progress)
             yield Endpoint(
                 url=f"http://{host}:{port}/v1",
@@ -94,12 +96,6 @@ class VllmCpuServer(VllmServer):
         """The command with the module, since the CPU wheel has no working ``vllm serve``."""
         launch = self._decide(checkpoint, self.options.port)
         return describe(launch, self.options, ("python", *_MODULE, str(checkpoint)))
-
-
-def _new_log() -> Path:
-    descriptor, name = tempfile.mkstemp(prefix="fourfold-vllm-", suffix=".log")
-    os.close(descriptor)
-    return Path(name)
 
 
 def _reachable(host: str) -> str:

@@ -6,7 +6,6 @@ of a source has pictures, all of them are chats with pictures.
 
 from __future__ import annotations
 
-import json
 import random
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from typing import Any
 from fourfold.calibration.pictures import Messages, PictureChat, PictureFile, demo_chats, find_pictures
 from fourfold.calibration.spec import CalibrationSpec
 from fourfold.errors import CalibrationError, UnknownNameError
+from fourfold.jsonl import read_lines, read_objects
 
 Text = str | Messages | PictureChat
 
@@ -133,19 +133,12 @@ def _as_chat(text: Text, path: Path) -> Text:
 
 def _read_lines(path: Path, field: str | None) -> Iterator[str]:
     del field
-    for _, line in _utf8_lines(path):
+    for _, line in read_lines(path, CalibrationError):
         yield line
 
 
 def _read_jsonl(path: Path, field: str | None) -> Iterator[Text]:
-    for number, line in _utf8_lines(path):
-        where = f"{path}, line {number}"
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise CalibrationError(f"{where}: not JSON ({error.msg} at column {error.colno})") from None
-        if not isinstance(row, dict):
-            raise CalibrationError(f"{where}: a {type(row).__name__}, where an object is expected")
+    for where, row in read_objects(path, CalibrationError):
         if field is None:
             field = _CHAT_FIELD if _CHAT_FIELD in row and _DEFAULT_FILE_FIELD not in row else _DEFAULT_FILE_FIELD
         yield _pick(row, field, where, path.parent)
@@ -167,19 +160,6 @@ def _read_parquet(path: Path, field: str | None) -> Iterator[Text]:
                 yield _pick(row, field, f"{path}, row {number}")
     except (pyarrow.ArrowException, OSError) as error:
         raise CalibrationError(f"{path}: not a readable Parquet file ({_one_line(error)})") from error
-
-
-def _utf8_lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Numbered lines that are not blank."""
-    with path.open("rb") as stream:
-        for number, line in enumerate(stream, start=1):
-            try:
-                text = line.decode("utf-8-sig" if number == 1 else "utf-8")
-            except UnicodeDecodeError as error:
-                byte = f"byte 0x{line[error.start]:02x} at column {error.start + 1}"
-                raise CalibrationError(f"{path}, line {number}: not UTF-8 ({byte})") from None
-            if text.strip():
-                yield number, text.rstrip("\r\n")
 
 
 def _pick(row: dict[str, Any], field: str, where: str, folder: Path | None = None) -> Text:

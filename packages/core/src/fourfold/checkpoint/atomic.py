@@ -1,4 +1,4 @@
-"""Folders that appear whole or not at all."""
+"""Folders and files that appear whole or not at all, and what is said where they cannot."""
 
 from __future__ import annotations
 
@@ -9,10 +9,16 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import IO
 
 from fourfold.errors import OutputError
 
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
+
+
+def absolute(place: Path) -> Path:
+    """``place`` with all folders above it, and a name of its own, which ``.`` and ``..`` have not."""
+    return place.resolve() if place.name in ("", "..") else place.absolute()
 
 
 def require_free(destination: Path) -> None:
@@ -25,12 +31,48 @@ def require_free(destination: Path) -> None:
 
 def require_space(destination: Path, needed_bytes: int) -> None:
     """Raise :class:`OutputError` when the file system of ``destination`` has less than ``needed_bytes`` free."""
-    existing = next(p for p in (destination.absolute(), *destination.absolute().parents) if p.exists())
-    free = shutil.disk_usage(existing).free
+    free = shutil.disk_usage(_nearest(destination)).free
     if free < needed_bytes:
         raise OutputError(
             f"{destination}: needs {needed_bytes / 1e9:.2f} GB of disk, {free / 1e9:.2f} GB are free there"
         )
+
+
+def require_writable(path: Path) -> None:
+    """Raise :class:`OutputError` unless a file can be written at ``path``; nothing is made yet.
+
+    For commands that work long before they write.
+    """
+    with explained(path):
+        if path.is_dir():
+            raise OutputError(f"{path}: is a folder; name a file, such as {path / 'NAME'}")
+        needed = [path] if path.exists() else []
+        if path.is_file() or not path.exists():
+            needed.append(_nearest_folder(path.resolve().parent, path))
+        for place in needed:
+            if not os.access(place, os.W_OK):
+                raise OutputError(f"{path}: {place} cannot be written; choose another place or mend its permissions")
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder and those above it, if they are not there; :class:`OutputError` says why one cannot be made."""
+    with explained(path):
+        _nearest_folder(path, path)
+        path.mkdir(parents=True, exist_ok=True)
+
+
+def _nearest_folder(place: Path, path: Path) -> Path:
+    """Where what ``place`` lacks can be made, for the sake of ``path``."""
+    found = _nearest(place)
+    if not found.is_dir():
+        raise OutputError(f"{path}: {found} is a file, not a folder; choose another place")
+    return found
+
+
+def _nearest(path: Path) -> Path:
+    """``path`` or the first above it that is there."""
+    place = absolute(path)
+    return next(p for p in (place, *place.parents) if p.exists())
 
 
 def partial_of(destination: Path) -> Path:
@@ -46,20 +88,59 @@ def atomic_folder(destination: Path) -> Iterator[Path]:
     ``.NAME.partial``, which the next run of the same stage removes first; one that another run is writing is an
     :class:`OutputError`. So is a full disk or a missing permission, with the place named.
     """
+    destination = absolute(destination)
     require_free(destination)
     partial = partial_of(destination)
-    try:
-        with _hold_anew(partial, destination):
-            try:
-                yield partial
-                sync_folder(partial)
-                # An empty destination folder gives way; os.replace would refuse a full one.
-                os.replace(partial, destination)
-                _sync(destination.parent)
-            finally:
-                shutil.rmtree(partial, ignore_errors=True)
-    except OSError as error:
-        raise explain_os_error(error, destination) from error
+    with explained(destination), _hold_anew(partial, destination):
+        try:
+            yield partial
+            sync_folder(partial)
+            stood_here = is_current(destination)
+            # An empty destination folder gives way; os.replace would refuse a full one.
+            os.replace(partial, destination)
+            if stood_here:
+                # The folder this process stood in is no more; relative paths go on from the one in its place.
+                os.chdir(destination)
+            _sync(destination.parent)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+
+
+def is_current(folder: Path) -> bool:
+    """Whether this process, and the shell that started it, stand in ``folder``."""
+    return folder.is_dir() and folder.samefile(".")
+
+
+@contextmanager
+def atomic_file(path: Path) -> Iterator[IO[bytes]]:
+    """Yield a stream that becomes the file ``path`` when the block ends well; folders above it are made.
+
+    A link's target is replaced, not the link; a terminal or a pipe is written to as it is. :class:`OutputError` names
+    the file and says why it cannot be written; what was there before then still is.
+    """
+    require_writable(path)
+    with explained(path):
+        if path.exists() and not path.is_file():
+            with path.open("wb") as stream:
+                yield stream
+            return
+        place = path.resolve()
+        make_folder(place.parent)
+        partial = partial_of(place)
+        try:
+            with partial.open("wb") as stream:
+                yield stream
+                stream.flush()
+                os.fsync(stream.fileno())
+            os.replace(partial, place)
+        finally:
+            partial.unlink(missing_ok=True)
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write ``text`` as UTF-8, as :func:`atomic_file` does."""
+    with atomic_file(path) as stream:
+        stream.write(text.encode())
 
 
 @contextmanager
@@ -126,6 +207,15 @@ def _sync(path: Path) -> None:
 def is_full_disk(error: OSError) -> bool:
     """Whether the system has no room for what was to be written: no space, or a limit on a file's size."""
     return error.errno in (*_NO_SPACE, errno.EFBIG)
+
+
+@contextmanager
+def explained(destination: Path) -> Iterator[None]:
+    """Turn what the operating system refuses in the block into the :class:`OutputError` that tells of it."""
+    try:
+        yield
+    except OSError as error:
+        raise explain_os_error(error, destination) from error
 
 
 def explain_os_error(error: OSError, destination: Path) -> OutputError:

@@ -30,7 +30,8 @@ def bench(
     from fourfold.bench.run import bench as run_bench
     from fourfold.bench.spec import BenchSpec
     from fourfold.bench.table import rows
-    from fourfold.cli.console import print_json, print_table, progress_bar
+    from fourfold.checkpoint.atomic import require_writable, write_whole
+    from fourfold.cli.console import print_json, print_table, progress_bar, say
     from fourfold.config import parse_pairs
     from fourfold.plugins import Registry, build_plugin_manager
     from fourfold.serving.target import find_target, temporary_options
@@ -41,6 +42,8 @@ def bench(
         "stream_output_tokens": stream_output_tokens, "repeats": repeats,
     }  # fmt: skip
     spec = BenchSpec.parse({key: value for key, value in given.items() if value is not None}, where="bench")
+    if output is not None:
+        require_writable(output)
     registry = Registry(build_plugin_manager())
     pairs = parse_pairs(option or [])
     subject, reference = (
@@ -53,13 +56,13 @@ def bench(
     assert subject is not None  # the argument is required
     with progress_bar(quiet=json) as progress:
         report = run_bench(subject, reference, spec, progress)
-    if output:
-        output.write_text(report.model_dump_json(indent=2) + "\n", encoding="utf-8")
+    if output is not None:
+        write_whole(output, report.model_dump_json(indent=2) + "\n")
     if json:
         print_json(report)
         return 0
     header, body = rows(report)
     print_table("bench: median (least to most)", header, body)
     for line in report.cuts:
-        print(f"note: {line}")
+        say(f"note: {line}")
     return 0

@@ -18,7 +18,8 @@ def compare(
     json: Annotated[bool, typer.Option("--json", help="Machine-readable output.")] = False,
 ) -> int:
     """Compare two folders tensor by tensor, every difference with its cause."""
-    from fourfold.cli.console import print_json, print_table, progress_bar
+    from fourfold.checkpoint.atomic import require_writable, write_whole
+    from fourfold.cli.console import print_json, print_table, progress_bar, say
     from fourfold.compare import DEFAULT_TOLERANCE, Level, render_html, report_tables, verdict
     from fourfold.compare import compare as compare_folders
     from fourfold.errors import UnknownNameError
@@ -26,6 +27,8 @@ def compare(
 
     if level not in tuple(Level):
         raise UnknownNameError("level", level, tuple(Level))
+    if html is not None:
+        require_writable(html)
     with progress_bar(quiet=json) as progress:
         report = compare_folders(
             a,
@@ -36,11 +39,11 @@ def compare(
             progress=progress,
         )
     if html is not None:
-        html.write_text(render_html(report), encoding="utf-8")
+        write_whole(html, render_html(report))
     if json:
         print_json(report)
         return 0 if report.equal else 1
     for table in report_tables(report):
         print_table(table.title, table.header, table.rows)
-    print(verdict(report))
+    say(verdict(report))
     return 0 if report.equal else 1

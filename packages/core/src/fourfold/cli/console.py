@@ -1,4 +1,8 @@
-"""What commands print: bars and notes on stderr, results on stdout, JSON when asked."""
+"""What commands print: bars and notes on stderr, results on stdout, JSON when asked.
+
+Much of it is text of others: names out of a stranger's file, answers of a model, a server's last words. All of it
+passes through :func:`plain`, and none is read as rich's markup: ``[red]`` and ``list[int]`` are shown as they are.
+"""
 
 from __future__ import annotations
 
@@ -6,13 +10,15 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from fourfold.checkpoint.untrusted import printable
 from fourfold.progress import NoProgress
 
 if TYPE_CHECKING:
     from rich.progress import Progress as RichProgress
     from rich.progress import TaskID
+    from rich.text import Text
 
     from fourfold.config import Config
     from fourfold.progress import Progress
@@ -23,16 +29,32 @@ def print_json(data: Config) -> None:
     sys.stdout.write(data.model_dump_json(indent=2) + "\n")
 
 
+def plain(text: str) -> str:
+    """``text`` fit for a terminal, line by line: what would move its cursor or colour it is escaped."""
+    return "\n".join(printable(line, len(line)) for line in text.splitlines())
+
+
+def say(text: object) -> None:
+    """One line on stdout, or several."""
+    print(plain(str(text)))
+
+
+def _text(text: str, style: str = "") -> Text:
+    from rich.text import Text
+
+    return Text(plain(text), style=style)
+
+
 def print_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """A table on stdout, as wide as it needs to be when stdout is no terminal."""
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title=title, title_justify="left", title_style="bold", header_style="bold")
+    table = Table(title=_text(title), title_justify="left", title_style="bold", header_style="bold")
     for column in header:
-        table.add_column(column, overflow="fold")
+        table.add_column(_text(column), overflow="fold")
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*map(_text, row))
     console = Console()
     if not console.is_terminal:
         console = Console(width=160)
@@ -68,7 +90,7 @@ def _rich() -> RichProgress:
     )
 
     return Progress(
-        TextColumn("{task.description:<28}"),
+        TextColumn("{task.description:<28}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TextColumn("{task.fields[rate]}"),
@@ -92,7 +114,7 @@ class _Bar:
     def begin(self, task: str, *, total: int | None, unit: str) -> None:
         self._close()
         self._unit, self._total = unit, total
-        self._task = self._rich.add_task(task, total=total, rate="")
+        self._task = self._rich.add_task(plain(task), total=total, rate="")
 
     def advance(self, amount: int = 1) -> None:
         if self._task is None:
@@ -102,7 +124,7 @@ class _Bar:
         self._rich.update(self._task, advance=amount, rate=rate)
 
     def note(self, text: str) -> None:
-        self._rich.console.print(f"note: {text}", style="yellow", markup=False)
+        self._rich.console.print(_text(f"note: {text}", "yellow"))
 
     def _close(self) -> None:
         if self._task is not None and self._total is None:
@@ -126,5 +148,5 @@ class _Lines:
     def note(self, text: str) -> None:
         self._print(f"note: {text}")
 
-    def _print(self, text: Any) -> None:
-        print(f"[{time.monotonic() - self._start:7.1f} s] {text}", file=sys.stderr, flush=True)
+    def _print(self, text: str) -> None:
+        print(f"[{time.monotonic() - self._start:7.1f} s] {plain(text)}", file=sys.stderr, flush=True)

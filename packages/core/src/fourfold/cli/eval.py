@@ -58,7 +58,7 @@ def eval(
 
 
 def _print(record: EvalRecord, output: Path) -> None:
-    from fourfold.cli.console import print_table
+    from fourfold.cli.console import print_table, say
     from fourfold.evaluate.tables import comparison_rows, score_rows
 
     header, rows = score_rows(record)
@@ -67,5 +67,5 @@ def _print(record: EvalRecord, output: Path) -> None:
         header, rows = comparison_rows(record)
         print_table(f"against {record.baseline.name}", header, rows)
         for comparison in record.comparisons:
-            print(comparison.words)
-    print(f"results: {output}")
+            say(comparison.words)
+    say(f"results: {output}")

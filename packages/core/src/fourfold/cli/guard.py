@@ -18,16 +18,22 @@ def guarded(command: Callable[P, int | None]) -> Callable[P, None]:
     def run(*args: P.args, **kwargs: P.kwargs) -> None:
         import typer
 
-        from fourfold.checkpoint.untrusted import printable
+        from fourfold.checkpoint.atomic import is_full_disk
+        from fourfold.cli.console import plain
         from fourfold.errors import FourfoldError
 
         try:
             code = command(*args, **kwargs) or 0
         except FourfoldError as error:
-            # A message may carry names out of a hostile file; a log's tail has lines of its own.
-            lines = [printable(line, len(line)) for line in str(error).splitlines()]
-            print("fourfold: " + "\n".join(lines), file=sys.stderr)
+            print(plain(f"fourfold: {error}"), file=sys.stderr)
             code = error.exit_code
+        except OSError as error:
+            # Lack of room is the machine's, whatever was being written; any other may be a fault of ours, and is shown.
+            if not is_full_disk(error):
+                raise
+            where = f"{error.filename}: " if error.filename else ""
+            print(plain(f"fourfold: {where}the disk is full ({error.strerror}); free some of it"), file=sys.stderr)
+            code = FourfoldError.exit_code
         except KeyboardInterrupt:
             print("fourfold: interrupted; the same command goes on from the last finished stage", file=sys.stderr)
             code = INTERRUPTED

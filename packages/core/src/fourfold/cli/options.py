@@ -16,6 +16,9 @@ Samples = Annotated[int | None, typer.Option("--samples", help="Calibration rows
 SequenceLength = Annotated[int | None, typer.Option("--sequence-length", help="Tokens of a calibration row.")]
 BatchSize = Annotated[int | None, typer.Option("--batch-size", help="Calibration rows at a time.")]
 
+#: Said when ``--output`` was the folder that the command was given in, which is replaced by the finished one.
+MADE_ANEW = "the folder you are in was made anew; cd . enters the new one"
+
 
 def given(**options: Any) -> dict[str, Any]:
     """Those options that were given: a default of the config below stands for each other one."""

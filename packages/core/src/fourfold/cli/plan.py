@@ -22,7 +22,7 @@ def plan(
     json: Annotated[bool, typer.Option("--json", help="Machine-readable output.")] = False,
 ) -> int:
     """Predict bytes, tokens and speed of every recipe on a GPU, and find the best mix for a size."""
-    from fourfold.cli.console import print_json, print_table
+    from fourfold.cli.console import print_json, print_table, say
     from fourfold.sizing import PlanConfig, make_plan, parse_size, plan_notes, plan_tables
 
     config = PlanConfig.parse(
@@ -45,5 +45,5 @@ def plan(
     for table in plan_tables(report):
         print_table(table.title, table.header, table.rows)
     for note in plan_notes(report):
-        print(note)
+        say(note)
     return 0

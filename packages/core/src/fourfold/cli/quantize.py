@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from fourfold.cli.options import (
+    MADE_ANEW,
     BatchSize,
     CalibrationField,
     CalibrationSource,
@@ -59,7 +60,8 @@ def quantize(
     json: Annotated[bool, typer.Option("--json", help="Machine-readable output.")] = False,
 ) -> int:
     """Quantize a Gemma 4 MoE to NVFP4, write a checkpoint and verify it."""
-    from fourfold.cli.console import print_json, progress_bar
+    from fourfold.checkpoint.atomic import is_current
+    from fourfold.cli.console import print_json, progress_bar, say
     from fourfold.config import parse_pairs
     from fourfold.errors import ConfigError
     from fourfold.pipeline import Pipeline
@@ -98,31 +100,34 @@ def quantize(
     )  # fmt: skip
     registry = Registry(build_plugin_manager())
     plan = plan_quantize(config, registry)
+    was_here = is_current(output)
     with progress_bar(quiet=json) as progress:
         result, report = Pipeline(plan, registry, progress, output=output, stages=stages).run()
     if json:
         print_json(result)
     else:
         _print_result(result, report)
+        if was_here:
+            say(MADE_ANEW)
     return 0 if result.verified else 1
 
 
 def _print_result(result: QuantizeResult, report: VerifyReport) -> None:
-    from fourfold.cli.console import gigabytes, print_table
+    from fourfold.cli.console import gigabytes, print_table, say
     from fourfold.cli.verify import print_report
 
-    print(f"{result.output}: {gigabytes(result.bytes_before)} -> {gigabytes(result.bytes_after)}", end="")
-    print(f" ({result.factor:.2f} x smaller), {result.quantized_modules:,} modules in NVFP4")
+    sizes = f"{gigabytes(result.bytes_before)} -> {gigabytes(result.bytes_after)} ({result.factor:.2f} x smaller)"
+    say(f"{result.output}: {sizes}, {result.quantized_modules:,} modules in NVFP4")
     if not result.calibration_tokens:
-        print("weights alone: no calibration tokens were used")
+        say("weights alone: no calibration tokens were used")
     elif result.uncalibrated_experts:
         shown = ", ".join(result.uncalibrated_experts[:5])
-        print(f"{len(result.uncalibrated_experts)} experts saw no calibration token: {shown}")
+        say(f"{len(result.uncalibrated_experts)} experts saw no calibration token: {shown}")
     elif result.unrouted_experts:
         number = len(result.unrouted_experts)
-        print(f"{number} experts were routed no calibration token (all experts were shown every token)")
+        say(f"{number} experts were routed no calibration token (all experts were shown every token)")
     else:
-        print(f"every expert saw some of the {result.calibration_tokens:,} calibration tokens")
+        say(f"every expert saw some of the {result.calibration_tokens:,} calibration tokens")
     rows = [(s.name, f"{s.seconds:.1f}", "reused" if s.reused else "") for s in result.stages]
     print_table("stages", ("stage", "seconds", ""), rows)
     print_report(report)

@@ -13,13 +13,14 @@ def report(
     output: Annotated[Path | None, typer.Option(help="Folder of the report; FOLDER/report by default.")] = None,
 ) -> int:
     """Write results.json, report.md and report.html of everything measured below a folder."""
+    from fourfold.cli.console import say
     from fourfold.report import collect, write_report
 
     measured = collect(folder)
     for path in write_report(measured, output or folder / "report"):
-        print(path)
+        say(path)
     for line in measured.absent:
-        print(f"not measured: {line}")
+        say(f"not measured: {line}")
     return 0
 
 
@@ -31,6 +32,7 @@ def card(
     output: Annotated[Path | None, typer.Option(help="The file to write; FOLDER/README.md by default.")] = None,
 ) -> int:
     """Write a Hugging Face model card filled from measurements, and say which of its rows were not measured."""
+    from fourfold.cli.console import say
     from fourfold.plugins import Registry, build_plugin_manager
     from fourfold.report import collect, write_card
 
@@ -41,6 +43,6 @@ def card(
         measured, folder, path, registry, checkpoint=checkpoint, base_model=base_model, license_name=license
     )
     for line in absent:
-        print(f"not measured: {line}")
-    print(path)
+        say(f"not measured: {line}")
+    say(path)
     return 0

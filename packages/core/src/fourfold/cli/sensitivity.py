@@ -38,6 +38,7 @@ def sensitivity(
     json: Annotated[bool, typer.Option("--json", help="Machine-readable output.")] = False,
 ) -> int:
     """Measure what NVFP4 costs by layer and role: weights, outputs, the residual stream, the model's answers."""
+    from fourfold.checkpoint.atomic import require_writable
     from fourfold.cli.console import print_json, print_table, progress_bar
     from fourfold.sensitivity import SensitivityConfig, default_rows, measure_sensitivity, sensitivity_tables
 
@@ -57,6 +58,8 @@ def sensitivity(
         },
         where="",
     )
+    if output is not None:
+        require_writable(output)
     with progress_bar(quiet=json) as progress:
         report = measure_sensitivity(config, progress)
     if output is not None:

@@ -72,12 +72,14 @@ def serve(
 def _print_plan(plan: ServePlan, *, docker: bool) -> None:
     import shlex
 
+    from fourfold.cli.console import say
+
     if plan.first_node:
-        print(f"on the first machine:  {shlex.join(plan.first_node)}")
-        print(f"on each other machine: {shlex.join(plan.other_nodes)}")
-        print("then on the first machine:")
+        say(f"on the first machine:  {shlex.join(plan.first_node)}")
+        say(f"on each other machine: {shlex.join(plan.other_nodes)}")
+        say("then on the first machine:")
     variables = "" if docker else "".join(f"{name}={shlex.quote(value)} " for name, value in plan.environment.items())
-    print(variables + shlex.join(plan.docker if docker else plan.command))
+    say(variables + shlex.join(plan.docker if docker else plan.command))
     width = max(len(reason.flag) for reason in plan.reasons)
     for reason in plan.reasons:
-        print(f"  {reason.flag:<{width}}  {reason.why}")
+        say(f"  {reason.flag:<{width}}  {reason.why}")

@@ -16,7 +16,7 @@ def setup(
     ] = False,
 ) -> int:
     """Make the toolchains' environments under .venvs/, from the committed locks."""
-    from fourfold.cli.console import progress_bar
+    from fourfold.cli.console import progress_bar, say
     from fourfold.environments import make_environment, suited_environments, write_records
     from fourfold.errors import UnknownNameError
     from fourfold.plugins import Registry, build_plugin_manager
@@ -27,13 +27,13 @@ def setup(
             raise UnknownNameError("environment", name, tuple(known))
     if write_locks:
         for path in write_records(tuple(known.values())):
-            print(path)
+            say(path)
         return 0
     suited, skipped = suited_environments(tuple(known.values()))
     with progress_bar(quiet=False) as progress:
         made = [make_environment(known[name], progress) for name in names or [e.name for e in suited]]
     for folder in made:
-        print(f"{folder} is ready")
+        say(f"{folder} is ready")
     for name, reason in {} if names else skipped.items():
-        print(f"{name} skipped: {reason}; to make it all the same: uv run fourfold setup {name}")
+        say(f"{name} skipped: {reason}; to make it all the same: uv run fourfold setup {name}")
     return 0

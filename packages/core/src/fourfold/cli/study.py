@@ -50,6 +50,7 @@ def run(
 
 def validate(studies: Annotated[list[Path], typer.Argument(help="Study files.")]) -> int:
     """Check every name and option of every cell, and what it is asked; reads no model and starts no server."""
+    from fourfold.cli.console import say
     from fourfold.errors import ConfigError
     from fourfold.plugins import Registry, build_plugin_manager
     from fourfold.study import check_study, load_study
@@ -62,9 +63,9 @@ def validate(studies: Annotated[list[Path], typer.Argument(help="Study files.")]
         except ConfigError as error:
             wrong.append(str(error))
         else:
-            print(f"{path}: {len(cells)} cells")
+            say(f"{path}: {len(cells)} cells")
             for cell in cells:
-                print(f"  {cell.name}")
+                say(f"  {cell.name}")
     if wrong:
         raise ConfigError("\n".join(wrong))
     return 0

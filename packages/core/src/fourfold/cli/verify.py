@@ -55,42 +55,45 @@ def _with_load(report: VerifyReport, checkpoint: Path, server: str | None, progr
 
 def print_report(report: VerifyReport) -> None:
     """Findings one by one with why a server cares, or what was looked at and found right."""
+    from fourfold.cli.console import say
     from fourfold.verify import get_rule
 
     for finding in report.findings:
         doubt = "doubt: " if get_rule(finding.rule).is_doubt else ""
-        print(f"{doubt}{finding.rule} {finding.tensor}: {finding.message}")
-        print(f"  found {finding.found}; expected {finding.expected}")
-        print(f"  why it matters: {get_rule(finding.rule).why}")
+        say(f"{doubt}{finding.rule} {finding.tensor}: {finding.message}")
+        say(f"  found {finding.found}; expected {finding.expected}")
+        say(f"  why it matters: {get_rule(finding.rule).why}")
     checks, rules = sum(report.checked.values()), sum(count > 0 for count in report.checked.values())
     found = sum(report.num_findings.values())
     if not found and not report.ok and report.load is None:
-        print(f"not verified, though nothing was found: {checks:,} checks of {rules} rules, and a rule that failed")
+        say(f"not verified, though nothing was found: {checks:,} checks of {rules} rules, and a rule that failed")
     elif not found:
-        print(f"verified: {checks:,} checks of {rules} rules, nothing found")
+        say(f"verified: {checks:,} checks of {rules} rules, nothing found")
     elif all(get_rule(rule).is_doubt for rule in report.num_findings):
-        print(f"verified with {found:,} doubts, nothing wrong: {checks:,} checks of {rules} rules; let scores decide")
+        say(f"verified with {found:,} doubts, nothing wrong: {checks:,} checks of {rules} rules; let scores decide")
     else:
-        print(f"not right: {found:,} findings in {checks:,} checks of {rules} rules")
+        say(f"not right: {found:,} findings in {checks:,} checks of {rules} rules")
     if report.num_transformed:
-        print(f"{report.num_transformed:,} modules were transformed before rounding, and compared under their factors")
+        say(f"{report.num_transformed:,} modules were transformed before rounding, and compared under their factors")
     for warning in report.warnings:
-        print(f"warning: {warning}")
+        say(f"warning: {warning}")
     for reason in sorted(set(report.skipped.values())):
         count = sum(value == reason for value in report.skipped.values())
-        print(f"{count} rules not checked: {reason}")
+        say(f"{count} rules not checked: {reason}")
     if report.load is not None:
         _print_load(report.load)
 
 
 def _print_load(load: LoadReport) -> None:
+    from fourfold.cli.console import say
+
     for finding in load.findings:
-        print(f"{finding.rule} {finding.tensor}: {finding.message}")
-        print(f"  why it matters: {finding.rule.why}")
+        say(f"{finding.rule} {finding.tensor}: {finding.message}")
+        say(f"  why it matters: {finding.rule.why}")
     what = f"{load.num_keys:,} keys into {load.num_parameters:,} parameters of {load.num_elements:,} elements"
     if load.ok:
-        print(f"loaded by {load.server}: {what}, every one accounted for")
+        say(f"loaded by {load.server}: {what}, every one accounted for")
     else:
-        print(f"not loaded right by {load.server}: {sum(load.num_findings.values()):,} findings ({what})")
+        say(f"not loaded right by {load.server}: {sum(load.num_findings.values()):,} findings ({what})")
     for note in load.notes:
-        print(f"note: {note}")
+        say(f"note: {note}")

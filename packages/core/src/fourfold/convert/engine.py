@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fourfold.artifact import ENCODE_SCALES, GLOBAL_SCALE, INPUT_GLOBAL_SCALE
-from fourfold.checkpoint.atomic import atomic_folder, require_free, require_space
+from fourfold.checkpoint.atomic import absolute, atomic_folder, require_free, require_space
 from fourfold.checkpoint.canonical import CanonicalFolder
 from fourfold.checkpoint.index import is_side_file
 from fourfold.checkpoint.layouts import CANONICAL, LAYOUTS, get_layout, is_kv_scale
@@ -50,7 +50,7 @@ def convert_checkpoint(
         OutputError: the destination is not empty, or has too little space.
     """
     target, entry = get_layout(layout), registry.get(Role.EXPORTER, layout)
-    view = CheckpointView(Path(path))
+    view, destination = CheckpointView(Path(path)), absolute(destination)
     source = view.folder
     if source.layout is CANONICAL:
         raise CheckpointError(f"{path}: is an artifact, not a checkpoint; fourfold quantize --layout writes one")

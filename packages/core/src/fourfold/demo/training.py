@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from fourfold.checkpoint.atomic import atomic_file
 from fourfold.demo.architecture import write_processor
 from fourfold.demo.batches import IGNORED, TASK_NAMES, Batch, BatchRecipe, stream_batches
 from fourfold.demo.evaluate import evaluate
@@ -61,16 +62,13 @@ class Trainer:
         )
 
     def save_checkpoint(self) -> None:
-        """Write the checkpoint beside the old one, then replace it."""
-        partial = self.output / f"{CHECKPOINT}.partial"
-        torch.save(
-            {
-                "recipe": _plain(self.recipe), "step": self.step, "curve": self.curve, "seconds": self.seconds,
-                "optimizer": self.optimizer.state(),
-            },
-            partial,
-        )  # fmt: skip
-        os.replace(partial, self.output / CHECKPOINT)
+        """Replace the old checkpoint."""
+        state = {
+            "recipe": _plain(self.recipe), "step": self.step, "curve": self.curve, "seconds": self.seconds,
+            "optimizer": self.optimizer.state(),
+        }  # fmt: skip
+        with atomic_file(self.output / CHECKPOINT) as stream:
+            torch.save(state, stream)
 
     def resume(self) -> None:
         """Continue from the checkpoint of the same recipe.

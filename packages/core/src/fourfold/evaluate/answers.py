@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import IO
 
 from pydantic import ValidationError
 
+from fourfold.checkpoint.atomic import atomic_file
 from fourfold.errors import EvaluationError
 from fourfold.interfaces.benchmark import Prompt
+from fourfold.jsonl import GrowingFile, read_lines
 from fourfold.results import PromptMetric, ResponseRecord, Usage
 
 #: What identifies a question within a task: the prompt's id and which time it is asked.
@@ -44,12 +44,12 @@ class AnswerFile:
         self._prompts = prompts
         self._hashes = {prompt.id: prompt_sha256(prompt) for prompt in prompts}
         self._repeats = repeats
-        self._stream: IO[str] | None = None
+        self._file = GrowingFile(path)
         self.answers: dict[Key, ResponseRecord] = {}
         if len(self._hashes) != len(prompts):
             raise EvaluationError(f"{path.stem}: two prompts have the same id")
-        if path.exists():
-            self._read()
+        for where, line in self._file.read():
+            self._accept(_parse(line, where), where)
 
     @property
     def missing(self) -> list[tuple[Prompt, int]]:
@@ -62,7 +62,7 @@ class AnswerFile:
         ]
 
     def append(self, key: Key, text: str, finish_reason: str | None, usage: Usage, seconds: float) -> None:
-        """Add one answer and let the operating system have it at once."""
+        """Add one answer; the operating system has it at once."""
         prompt, repeat = key
         record = ResponseRecord(
             prompt=prompt,
@@ -73,18 +73,12 @@ class AnswerFile:
             usage=usage,
             seconds=round(seconds, 4),
         )
-        if self._stream is None:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._stream = self.path.open("a", encoding="utf-8")
-        self._stream.write(record.model_dump_json() + "\n")
-        self._stream.flush()
+        self._file.append(record.model_dump_json())
         self.answers[key] = record
 
     def close(self) -> None:
         """Close the file; the answers stay."""
-        if self._stream is not None:
-            self._stream.close()
-            self._stream = None
+        self._file.close()
 
     def of_repeat(self, repeat: int) -> list[ResponseRecord]:
         """The answers of one repeat in the order of the prompts; every one must be there."""
@@ -93,32 +87,18 @@ class AnswerFile:
     def write_scored(self, scores: Sequence[Mapping[str, Mapping[str, PromptMetric]]]) -> None:
         """Replace the file by its answers in order, with ``scores`` by repeat and prompt."""
         self.close()
-        partial = self.path.with_name(f".{self.path.name}.partial")
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with partial.open("w", encoding="utf-8") as stream:
+        with atomic_file(self.path) as stream:
             for repeat, by_prompt in enumerate(scores):
                 for record in self.of_repeat(repeat):
                     scored = record.model_copy(update={"scores": dict(by_prompt.get(record.prompt, {}))})
-                    stream.write(scored.model_dump_json() + "\n")
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(partial, self.path)
+                    stream.write(f"{scored.model_dump_json()}\n".encode())
 
-    def _read(self) -> None:
-        content = self.path.read_bytes()
-        whole, newline, torn = content.rpartition(b"\n")
-        for number, line in enumerate(whole.split(b"\n") if newline else [], start=1):
-            self._accept(_parse(line, self.path, number), number)
-        if torn:
-            # Cut the torn line off, or the next answer would be glued to it.
-            os.truncate(self.path, len(whole) + len(newline))
-
-    def _accept(self, record: ResponseRecord, number: int) -> None:
+    def _accept(self, record: ResponseRecord, where: str) -> None:
         known = self._hashes.get(record.prompt)
         if known != record.prompt_sha256 or record.repeat >= self._repeats:
             what = "is not asked now" if known is None or known == record.prompt_sha256 else "reads otherwise now"
             raise EvaluationError(
-                f"{self.path}:{number}: answers prompt {record.prompt!r} (repeat {record.repeat + 1}), which {what}; "
+                f"{where}: answers prompt {record.prompt!r} (repeat {record.repeat + 1}), which {what}; "
                 "it was made with another --limit, --repeats, --data or options: choose another --output"
             )
         self.answers[record.prompt, record.repeat] = record
@@ -128,11 +108,11 @@ def read_responses(path: Path) -> list[ResponseRecord]:
     """Every record of a finished responses file, in order; :class:`EvaluationError` names a damaged line."""
     if not path.is_file():
         raise EvaluationError(f"{path}: not there; it holds the responses of a finished task")
-    return [_parse(line, path, number) for number, line in enumerate(path.read_bytes().splitlines(), start=1)]
+    return [_parse(line, where) for where, line in read_lines(path, EvaluationError)]
 
 
-def _parse(line: bytes, path: Path, number: int) -> ResponseRecord:
+def _parse(line: str | bytes, where: str) -> ResponseRecord:
     try:
         return ResponseRecord.model_validate_json(line)
     except (ValidationError, json.JSONDecodeError):
-        raise EvaluationError(f"{path}:{number}: no response record; remove the line to ask again") from None
+        raise EvaluationError(f"{where}: no response record; remove the line to ask again") from None

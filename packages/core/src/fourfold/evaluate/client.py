@@ -54,9 +54,15 @@ def api_base(url: str) -> str:
 
     :class:`EvaluationError` where it is no http address.
     """
-    parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise EvaluationError(f"{url}: not an address such as http://127.0.0.1:8888/v1")
+    no_address = f"{url}: not an address such as http://127.0.0.1:8888/v1"
+    try:
+        parts = urlsplit(url)
+        # A host or a port that cannot be is told only when it is asked for.
+        host, _ = httpx.URL(url).host, parts.port
+    except (ValueError, httpx.InvalidURL) as error:
+        raise EvaluationError(f"{no_address} ({error})") from None
+    if parts.scheme not in ("http", "https") or not host:
+        raise EvaluationError(no_address)
     segments = parts.path.rstrip("/").split("/")
     kept = segments[: segments.index("v1")] if "v1" in segments else segments
     return urlunsplit((parts.scheme, parts.netloc, "/".join([*kept, "v1"]), "", ""))
@@ -68,7 +74,7 @@ def list_models(base: str) -> tuple[dict[str, Any], ...]:
     :class:`EvaluationError` where nothing answers, or not as an OpenAI endpoint.
     """
     try:
-        with httpx.Client(**client_options(base, CONNECT_TIMEOUT_S)) as client:
+        with _first_client(base) as client:
             response = client.get(f"{base}/models")
             response.raise_for_status()
             return tuple({**model, "id": model["id"]} for model in response.json()["data"])
@@ -78,6 +84,18 @@ def list_models(base: str) -> tuple[dict[str, Any], ...]:
         raise EvaluationError(f"{base}: nothing answers there ({_reason(error)}); is the server up?") from None
     except (ValueError, KeyError, TypeError):
         raise EvaluationError(f"{base}/models: does not answer as an OpenAI endpoint does") from None
+
+
+def _first_client(base: str) -> httpx.Client:
+    """A client of an endpoint that nobody has asked yet: what is wrong with the user's proxies shows here."""
+    try:
+        return httpx.Client(**client_options(base, CONNECT_TIMEOUT_S))
+    except (ImportError, ValueError, httpx.InvalidURL) as error:
+        reason = str(error).partition(". ")[0]
+        raise EvaluationError(
+            f"{base}: the environment names a proxy that cannot be used ({reason}); give ALL_PROXY, HTTP_PROXY or "
+            f"HTTPS_PROXY an http address, or name {urlsplit(base).hostname} in NO_PROXY"
+        ) from None
 
 
 def ask(

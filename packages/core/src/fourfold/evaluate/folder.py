@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
+from fourfold.checkpoint.atomic import write_whole
 from fourfold.errors import OutputError
 from fourfold.results import EVAL_FILE, RESPONSES_FOLDER, EvalRecord, ModelRecord
 
@@ -24,8 +24,7 @@ def claim(folder: Path, record: ModelRecord, seed: int) -> None:
     if not path.exists():
         if (folder / RESPONSES_FOLDER).exists() or (folder / EVAL_FILE).exists():
             raise OutputError(f"{folder}: holds responses but no {RUN_FILE}; choose another --output or remove it")
-        folder.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(identity, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+        write_whole(path, json.dumps(identity, indent=1, sort_keys=True) + "\n")
         return
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
@@ -46,6 +45,4 @@ def _differences(found: dict[str, Any], identity: dict[str, Any]) -> list[str]:
 
 def write_record(record: EvalRecord, folder: Path) -> None:
     """Replace ``folder``/eval.json as a whole."""
-    partial = folder / f".{EVAL_FILE}.partial"
-    partial.write_text(record.model_dump_json(indent=1) + "\n", encoding="utf-8")
-    os.replace(partial, folder / EVAL_FILE)
+    write_whole(folder / EVAL_FILE, record.model_dump_json(indent=1) + "\n")

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fourfold.checkpoint.atomic import make_folder
 from fourfold.config import Config
 from fourfold.environments import ensure_environment
 from fourfold.evaluate.answers import prompts_sha256
@@ -75,7 +76,7 @@ class BenchmarkHost:
 
     def _stage(self, what: str, answers: Config | None) -> bytes:
         python = ensure_environment(self._task.entry.environment, self._progress)
-        self._logs.mkdir(parents=True, exist_ok=True)
+        make_folder(self._logs)
         log = self._logs / f"{self._task.file}-{what}.log"
         with tempfile.TemporaryDirectory(prefix="fourfold-benchmark-") as folder:
             given = Path(folder) / "answers.json"

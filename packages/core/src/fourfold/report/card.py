@@ -9,6 +9,7 @@ from __future__ import annotations
 import shlex
 from pathlib import Path
 
+from fourfold.checkpoint.atomic import write_whole
 from fourfold.config import Recipe, Scheme
 from fourfold.page import Table, markdown_table
 from fourfold.plugins import Registry
@@ -70,8 +71,7 @@ def write_card(
         f"{license_name}, as the base model's.",
     ]
     text = "\n\n".join(part.strip() for part in parts if part.strip())
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(f"{front_matter(candidate, base_model, license_name)}\n{text}\n", encoding="utf-8")
+    write_whole(path, f"{front_matter(candidate, base_model, license_name)}\n{text}\n")
     return tuple(absent)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from fourfold.checkpoint.atomic import write_whole
 from fourfold.errors import OutputError
 from fourfold.page import Table, markdown_table, paragraph, render_page, section, table_html
 from fourfold.report.collect import REPORT_PAGE, Measured, canonical, records_in
@@ -19,7 +20,6 @@ def write_report(measured: Measured, output: Path) -> tuple[Path, ...]:
     """
     if records := records_in(output):
         raise OutputError(f"{output}: holds {records[0].name}, which is no report's; give --output another folder")
-    output.mkdir(parents=True, exist_ok=True)
     content = sections(measured)
     files = {
         RESULTS_FILE: canonical(measured),
@@ -29,7 +29,7 @@ def write_report(measured: Measured, output: Path) -> tuple[Path, ...]:
         ),
     }
     for name, text in files.items():
-        (output / name).write_text(text, encoding="utf-8")
+        write_whole(output / name, text)
     return tuple(output / name for name in files)
 
 

@@ -12,6 +12,7 @@ from typing import Final, Literal
 from pydantic import FiniteFloat, NonNegativeInt
 
 from fourfold.calibration.tokens import TokenSetRecord
+from fourfold.checkpoint.atomic import write_whole
 from fourfold.checkpoint.index import read_json
 from fourfold.config import Config, Scheme
 from fourfold.errors import CheckpointError
@@ -110,8 +111,8 @@ class SensitivityReport(Config):
     notes: tuple[str, ...] = ()
 
     def write(self, path: Path) -> None:
-        """Write the report as JSON."""
-        path.write_text(self.model_dump_json(indent=1) + "\n", encoding="utf-8")
+        """Write the report as JSON, whole; :class:`fourfold.errors.OutputError` says why it cannot be."""
+        write_whole(path, self.model_dump_json(indent=1) + "\n")
 
 
 def read_sensitivity(path: Path) -> SensitivityReport:

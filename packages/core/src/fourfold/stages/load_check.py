@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from pathlib import Path
 from typing import Literal
 
@@ -11,6 +10,7 @@ from fourfold.environments import ensure_environment
 from fourfold.interfaces.load_check import LoadReport
 from fourfold.plugins import Entry, Registry, Role
 from fourfold.progress import Progress
+from fourfold.stages.logs import log_folder
 from fourfold.stages.process import run_in_process
 
 
@@ -26,13 +26,14 @@ class LoadCheckRequest(Config):
 def check_load(entry: Entry, checkpoint: Path, progress: Progress) -> LoadReport:
     """The report of the server ``entry``, from a process of its environment.
 
-    Raises :class:`fourfold.errors.StageError` with the end of its log when the process dies, as for want of memory.
+    Raises :class:`fourfold.errors.StageError` with the end of its log when the process dies, as for want of memory;
+    the log is kept then.
     """
     python = ensure_environment(entry.environment, progress)
-    with tempfile.TemporaryDirectory(prefix="fourfold-load-") as folder:
-        output = Path(folder) / "report.json"
+    with log_folder("load", progress) as folder:
+        output = folder / "report.json"
         request = LoadCheckRequest(server=entry.name, checkpoint=checkpoint.absolute(), output=output)
-        run_in_process(python, request, Path(folder) / "load.log", progress)
+        run_in_process(python, request, folder / "load.log", progress)
         return LoadReport.model_validate_json(output.read_bytes())
 
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Final, Literal
 
+from fourfold.checkpoint.atomic import partial_of, write_whole
 from fourfold.checkpoint.index import read_json
 from fourfold.config import Config
 from fourfold.errors import CheckpointError, ConfigError, OutputError
@@ -20,7 +20,7 @@ RESULTS_FILE = "results.json"
 #: What a run writes into its folder before the first results: held while it works, and how a cluster's nodes see it.
 LOCK_FILE = ".lock"
 PROBE_PREFIX = ".probe-"
-_PARTIAL = f".{RESULTS_FILE}.partial"
+_PARTIAL = partial_of(Path(RESULTS_FILE)).name
 
 
 class CellResult(Config):
@@ -141,9 +141,7 @@ class StudyResults(Config):
 
     def write(self, folder: Path) -> None:
         """Replace ``results.json`` in one step."""
-        partial = folder / _PARTIAL
-        partial.write_text(self.model_dump_json(indent=1) + "\n", encoding="utf-8")
-        os.replace(partial, folder / RESULTS_FILE)
+        write_whole(folder / RESULTS_FILE, self.model_dump_json(indent=1) + "\n")
 
 
 def read_results(folder: Path) -> StudyResults | None:

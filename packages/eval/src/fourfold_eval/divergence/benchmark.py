@@ -12,9 +12,10 @@ from fourfold.interfaces.benchmark import BenchmarkJob, Measured, Measurement, M
 from fourfold.interfaces.server import Endpoint
 from fourfold.progress import Progress
 from fourfold.results import PROPORTION, Direction, MetricResult
+from fourfold_eval.divergence.answers import BaselineAnswers
 from fourfold_eval.divergence.kernel import PositionDivergence, divergence
 from fourfold_eval.divergence.logprobs import fetch, load, missing
-from fourfold_eval.divergence.sequences import Messages, SequenceSet, answer_prompts, chat_prompts
+from fourfold_eval.divergence.sequences import SequenceSet, chat_prompts
 from fourfold_eval.options import DivergenceOptions
 
 
@@ -33,8 +34,8 @@ class Divergence(Measurement[DivergenceOptions]):
             if lacking := missing(reference, job.reference):
                 raise _unusable(job.reference, lacking[0])
             return bool(missing(reference, job.folder))
-        saved, prompts = self._saved(job)
-        return saved is None or len(saved.sequences) < len(prompts) or bool(missing(saved, job.folder))
+        sequences = self._answers(job).sequences(job.target.name)
+        return sequences is None or bool(missing(sequences, job.folder))
 
     def measure(self, job: MeasurementJob, progress: Progress) -> Measured:
         """No metrics for the baseline itself; :class:`EvaluationError` where it has none to compare with."""
@@ -67,20 +68,16 @@ class Divergence(Measurement[DivergenceOptions]):
             fetch(sequences, indices, _endpoint(job), job, progress)
 
     def _own_sequences(self, job: MeasurementJob, progress: Progress) -> SequenceSet:
-        saved, prompts = self._saved(job)
-        if saved is not None and len(saved.sequences) == len(prompts):
-            return saved
-        made = answer_prompts(saved, prompts, _endpoint(job), self.options, job, progress)
-        made.save(job.folder)
-        return made
+        answers = self._answers(job)
+        if answers.missing:
+            answers.complete(_endpoint(job), job, progress)
+        sequences = answers.sequences(job.target.name)
+        assert sequences is not None  # every answer came, or complete raised
+        answers.save(sequences)
+        return sequences
 
-    def _saved(self, job: MeasurementJob) -> tuple[SequenceSet | None, list[Messages]]:
-        """What an earlier run answered, and all prompts, of which these are the first."""
-        prompts = chat_prompts(self.options, job)
-        saved = SequenceSet.load(job.folder)
-        if saved is not None:
-            saved.require_prompts(prompts, self.options, job.folder)
-        return saved, prompts
+    def _answers(self, job: MeasurementJob) -> BaselineAnswers:
+        return BaselineAnswers(job.folder, chat_prompts(self.options, job), self.options)
 
 
 def _unusable(folder: Path, index: int) -> EvaluationError:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
 
 import numpy as np
 
+from fourfold.checkpoint.atomic import atomic_file
 from fourfold.errors import EvaluationError
 from fourfold.evaluate.client import Reply, Request, ask
 from fourfold.interfaces.benchmark import MeasurementJob
@@ -82,12 +82,8 @@ def _distributions(rows: list[dict[str, Any]]) -> Distributions:
 def _save(distributions: Distributions, sequences: SequenceSet, index: int, folder: Path) -> None:
     """Write one sequence's file, whole or not at all."""
     asked = np.array(sequences.asked_sha256(index))
-    path = _path(folder, index)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    with partial.open("wb") as stream:
+    with atomic_file(_path(folder, index)) as stream:
         np.savez_compressed(stream, asked_sha256=asked, ids=distributions.ids, logprobs=distributions.logprobs)
-    os.replace(partial, path)
 
 
 def load(sequences: SequenceSet, index: int, folder: Path) -> Distributions | None:

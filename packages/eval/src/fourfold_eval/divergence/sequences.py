@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from fourfold.checkpoint.atomic import write_whole
 from fourfold.checkpoint.index import read_json
 from fourfold.config import Config
 from fourfold.demo import HELD_OUT_COUNT, get_task
 from fourfold.demo.chat import chat_messages
 from fourfold.errors import EvaluationError, UnreachableDataError
-from fourfold.evaluate.client import Reply, Request, ask
 from fourfold.interfaces.benchmark import BenchmarkJob, MeasurementJob
-from fourfold.interfaces.server import Endpoint
-from fourfold.progress import Progress
+from fourfold.jsonl import read_objects
 from fourfold_eval.options import DivergenceOptions
 
 SEQUENCES_FILE = "sequences.json"
@@ -56,26 +54,9 @@ class SequenceSet(Config):
         asked = [self.options.top_k, sequence.prompt_ids, sequence.answer_ids]
         return hashlib.sha256(json.dumps(asked).encode()).hexdigest()
 
-    def require_prompts(self, prompts: Sequence[Messages], options: DivergenceOptions, folder: Path) -> None:
-        """:class:`EvaluationError` where these were made of anything but the first of ``prompts``."""
-        given = self.options.canonical_json()
-        if self.options != options:
-            raise EvaluationError(f"kl: {folder} was made with other options ({given}); choose another --output")
-        known = [_prompt_sha256(messages) for messages in prompts]
-        for index, sha256 in enumerate(self.prompts_sha256):
-            if known[index : index + 1] != [sha256]:
-                what = "reads otherwise now" if index < len(known) else "is not asked now"
-                raise EvaluationError(
-                    f"kl: {folder} answers prompt {index}, which {what}; it was made with another --limit or --data: "
-                    "choose another --output"
-                )
-
     def save(self, folder: Path) -> None:
         """Write ``folder``/sequences.json."""
-        folder.mkdir(parents=True, exist_ok=True)
-        partial = folder / f".{SEQUENCES_FILE}.partial"
-        partial.write_text(self.model_dump_json() + "\n", encoding="utf-8")
-        partial.replace(folder / SEQUENCES_FILE)
+        write_whole(folder / SEQUENCES_FILE, self.model_dump_json() + "\n")
 
     @classmethod
     def load(cls, folder: Path) -> SequenceSet | None:
@@ -105,13 +86,9 @@ def _data(job: BenchmarkJob | MeasurementJob, name: str) -> Path:
 
 def _lines(path: Path, field: str, kind: type) -> list[Any]:
     values = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
-        try:
-            record = json.loads(line)
-        except ValueError as error:
-            raise EvaluationError(f"{path}:{number}: not valid JSON ({error})") from None
-        if not isinstance(record, dict) or not isinstance(record.get(field), kind):
-            raise EvaluationError(f"{path}:{number}: field {field!r} is missing or no {kind.__name__}")
+    for where, record in read_objects(path, EvaluationError):
+        if not isinstance(record.get(field), kind):
+            raise EvaluationError(f"{where}: field {field!r} is missing or no {kind.__name__}")
         values.append(record[field])
     return values
 
@@ -127,56 +104,6 @@ def _hub_questions() -> list[str]:
         ) from None
 
 
-def answer_prompts(
-    saved: SequenceSet | None,
-    prompts: Sequence[Messages],
-    endpoint: Endpoint,
-    options: DivergenceOptions,
-    job: MeasurementJob,
-    progress: Progress,
-) -> SequenceSet:
-    """Greedy answers of the baseline, with the ids of prompt and answer as the server has them.
-
-    ``saved`` answers the first of ``prompts``, which are not asked again.
-    """
-    found = dict(enumerate(saved.sequences if saved else ()))
-    progress.begin(f"{job.target.name}: kl answers", total=len(prompts) - len(found), unit="prompt")
-
-    def receive(reply: Reply) -> None:
-        found[reply.key] = _read_sequence(reply, endpoint.url)
-        progress.advance(1)
-
-    requests = [
-        Request(
-            index,
-            "chat/completions",
-            {
-                "model": endpoint.model,
-                "messages": messages,
-                "max_tokens": options.max_tokens,
-                "temperature": 0.0,
-                "seed": job.seed,
-                "return_token_ids": True,
-            },
-        )
-        for index, messages in enumerate(prompts)
-        if index not in found
-    ]
-    ask(endpoint.url, requests, receive, concurrency=job.concurrency, timeout_s=job.timeout_s)
-    ordered = tuple(found[index] for index in range(len(prompts)))
-    hashes = tuple(_prompt_sha256(messages) for messages in prompts)
-    return SequenceSet(options=options, model=job.target.name, prompts_sha256=hashes, sequences=ordered)
-
-
-def _read_sequence(reply: Reply, url: str) -> TokenSequence:
-    try:
-        prompt_ids, answer_ids = reply.body["prompt_token_ids"], reply.body["choices"][0]["token_ids"]
-    except (KeyError, IndexError, TypeError):
-        prompt_ids = answer_ids = None
-    if not prompt_ids or not answer_ids:
-        raise EvaluationError(f"{url}: returns no token ids; kl needs vLLM's return_token_ids and prompt_logprobs")
-    return TokenSequence(prompt_ids=tuple(prompt_ids), answer_ids=tuple(answer_ids))
-
-
-def _prompt_sha256(messages: Messages) -> str:
+def prompt_sha256(messages: Messages) -> str:
+    """Of one conversation, as the data gave it."""
     return hashlib.sha256(json.dumps(messages, sort_keys=True).encode()).hexdigest()

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from fourfold.errors import EvaluationError
+from fourfold.jsonl import read_objects
 from fourfold.manifest import sha256_file
 
 Check = Callable[[dict[str, Any]], str | None]
@@ -35,21 +36,12 @@ class LocalData:
         return found
 
     def _check_lines(self, path: Path) -> None:
-        number = 0
-        with path.open(encoding="utf-8") as stream:
-            for number, line in enumerate(stream, start=1):
-                if wrong := _wrong(line, self.check):
-                    raise EvaluationError(f"{path}:{number}: {wrong}")
-        if number == 0:
+        where = None
+        for where, record in read_objects(path, EvaluationError):
+            if wrong := self.check(record):
+                raise EvaluationError(f"{where}: {wrong}")
+        if where is None:
             raise EvaluationError(f"{path}: empty")
-
-
-def _wrong(line: str, check: Check) -> str | None:
-    try:
-        record = json.loads(line)
-    except ValueError as error:
-        return f"not valid JSON ({error})"
-    return check(record) if isinstance(record, dict) else "not a JSON object"
 
 
 def _field(record: dict[str, Any], name: str, kind: type) -> str | None:
