@@ -47,7 +47,7 @@ MAX_NEAREST_ERROR = 0.21
 MAX_WIDE_ROWS = 64
 #: Share of the source that is left in a decoded weight. Errors of rounding, and those that feedback moves about, hardly
 #: depend on the values they are added to: 0.977 to 1.003 in all matrices of the demo by five algorithms of three
-#: quantizers (0.965 and more in weights fitted far past rounding). A wrong global scale multiplies it.
+#: quantizers, where they keep within rounding's bound. A wrong global scale multiplies it.
 MIN_GAIN, MAX_GAIN = 0.96, 1.02
 #: Weights compared at once.
 _PIECE = 2**18
