@@ -60,6 +60,40 @@ def test_a_links_target_is_replaced_and_a_pipe_is_written_to(tmp_path):
     assert not Path(os.devnull).is_file()
 
 
+def test_a_file_keeps_its_permissions_and_the_shells_own_is_written_to(tmp_path):
+    page = tmp_path / "page.html"
+    page.write_text("old")
+    page.chmod(0o660)
+    write_whole(page, "new")
+    assert (page.read_text(), page.stat().st_mode & 0o777) == ("new", 0o660)
+    code = "from pathlib import Path; from fourfold.checkpoint.atomic import write_whole"
+    code += "\nprint('before', flush=True); write_whole(Path('/dev/stdout'), 'page\\n'); print('after')"
+    with (tmp_path / "out.txt").open("wb") as shell:
+        subprocess.run([sys.executable, "-c", code], stdout=shell, check=True)
+    assert (tmp_path / "out.txt").read_text().splitlines() == ["before", "page", "after"]
+
+
+def test_two_writers_of_one_file_do_not_meet(tmp_path):
+    path, texts = tmp_path / "results.json", [letter * 10_000 for letter in "ab"]
+    errors: list[Exception] = []
+
+    def write(text: str) -> None:
+        try:
+            for _ in range(30):
+                write_whole(path, text)
+        except OutputError as error:
+            errors.append(error)
+
+    writers = [threading.Thread(target=write, args=(text,)) for text in texts]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join()
+    assert errors == []
+    assert path.read_text() in texts
+    assert names(tmp_path) == ["results.json"]
+
+
 @pytest.mark.parametrize(
     ("place", "message"),
     [

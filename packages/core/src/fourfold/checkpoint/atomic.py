@@ -6,9 +6,11 @@ import errno
 import fcntl
 import os
 import shutil
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from secrets import token_hex
 from typing import IO
 
 from fourfold.errors import OutputError
@@ -115,26 +117,53 @@ def is_current(folder: Path) -> bool:
 def atomic_file(path: Path) -> Iterator[IO[bytes]]:
     """Yield a stream that becomes the file ``path`` when the block ends well; folders above it are made.
 
-    A link's target is replaced, not the link; a terminal or a pipe is written to as it is. :class:`OutputError` names
-    the file and says why it cannot be written; what was there before then still is.
+    A link's target is replaced, not the link, and keeps its permissions; a terminal, a pipe or the shell's own file
+    (``/dev/stdout``) is written to as it is. :class:`OutputError` names the file and says why it cannot be written;
+    what was there before then still is.
     """
     require_writable(path)
     with explained(path):
-        if path.exists() and not path.is_file():
-            with path.open("wb") as stream:
+        if path.exists() and (not path.is_file() or _shells_own(path) is not None):
+            own = _shells_own(path)
+            with path.open("wb") if own is None else os.fdopen(os.dup(own), "wb") as stream:
                 yield stream
             return
         place = path.resolve()
         make_folder(place.parent)
-        partial = partial_of(place)
+        # Two writers of one file must not meet in one partial.
+        partial = place.with_name(f".fourfold-{token_hex(8)}.partial")
         try:
             with partial.open("wb") as stream:
                 yield stream
                 stream.flush()
                 os.fsync(stream.fileno())
-            os.replace(partial, place)
+            _put(partial, place)
         finally:
             partial.unlink(missing_ok=True)
+
+
+def _shells_own(path: Path) -> int | None:
+    """The standard output or error that is the file at ``path``: opened anew it would be written over."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+            if os.path.samestat(path.stat(), os.fstat(stream.fileno())):
+                return stream.fileno()
+        except (OSError, ValueError):
+            continue  # no file, as where a test or a notebook listens
+    return None
+
+
+def _put(partial: Path, place: Path) -> None:
+    """Make ``partial`` the file at ``place``, in one step unless that is a mount of its own, as containers have."""
+    if place.exists():
+        shutil.copymode(place, partial)
+    try:
+        os.replace(partial, place)
+    except OSError as error:
+        if error.errno not in (errno.EBUSY, errno.EXDEV):
+            raise
+        shutil.copyfile(partial, place)
 
 
 def write_whole(path: Path, text: str) -> None:

@@ -62,8 +62,9 @@ def quantize(
     """Quantize a Gemma 4 MoE to NVFP4, write a checkpoint and verify it."""
     from fourfold.checkpoint.atomic import is_current
     from fourfold.cli.console import print_json, progress_bar, say
+    from fourfold.cli.verify import print_report
     from fourfold.config import parse_pairs
-    from fourfold.errors import ConfigError
+    from fourfold.errors import ConfigError, RuleError
     from fourfold.pipeline import Pipeline
     from fourfold.plan import QuantizeConfig, default_calibration, plan_quantize
     from fourfold.plugins import Registry, build_plugin_manager
@@ -102,7 +103,12 @@ def quantize(
     plan = plan_quantize(config, registry)
     was_here = is_current(output)
     with progress_bar(quiet=json) as progress:
-        result, report = Pipeline(plan, registry, progress, output=output, stages=stages).run()
+        try:
+            result, report = Pipeline(plan, registry, progress, output=output, stages=stages).run()
+        except RuleError as error:
+            if not json:
+                print_report(error.report)
+            raise
     if json:
         print_json(result)
     else:

@@ -12,16 +12,23 @@ from typing import Any
 FULL_ATTENTION = "full_attention"
 #: Transformers' own, where neither way says it.
 _GLOBAL_HEAD_DIM = 512
-#: Transformers pads layers' numbers to one width: 05 of 30 layers.
-_MAX_DIGITS = 4
 
 
 def layer_overrides(text: Mapping[str, Any], index: int) -> dict[str, Any]:
-    """What ``per_layer_config`` of a text config has for layer ``index``; numbers may have zeros in front."""
+    """What ``per_layer_config`` of a text config has for layer ``index``; of a number that stands there twice (2 and
+    02), what comes last, as Transformers reads it.
+    """
     overrides = text.get("per_layer_config")
-    spellings = (f"{index:0{width}d}" for width in range(1, _MAX_DIGITS + 1))
-    own = (overrides.get(key) for key in spellings) if isinstance(overrides, Mapping) else ()
-    return dict(next((entry for entry in own if isinstance(entry, Mapping)), {}))
+    own: dict[str, Any] = {}
+    for key, entry in overrides.items() if isinstance(overrides, Mapping) else ():
+        if layer_number(key) == index and isinstance(entry, Mapping):
+            own = dict(entry)
+    return own
+
+
+def layer_number(key: str) -> int | None:
+    """The layer a key of ``per_layer_config`` means; Transformers pads numbers to one width: 05 of 30 layers."""
+    return int(key) if key.isascii() and key.isdigit() else None
 
 
 def attention_heads(text: Mapping[str, Any], index: int) -> tuple[int, int]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Final, Literal
 
-from fourfold.checkpoint.atomic import partial_of, write_whole
+from fourfold.checkpoint.atomic import write_whole
 from fourfold.checkpoint.index import read_json
 from fourfold.config import Config
 from fourfold.errors import CheckpointError, ConfigError, OutputError
@@ -20,7 +20,7 @@ RESULTS_FILE = "results.json"
 #: What a run writes into its folder before the first results: held while it works, and how a cluster's nodes see it.
 LOCK_FILE = ".lock"
 PROBE_PREFIX = ".probe-"
-_PARTIAL = partial_of(Path(RESULTS_FILE)).name
+_PARTIAL_SUFFIX = ".partial"
 
 
 class CellResult(Config):
@@ -161,7 +161,7 @@ def read_results(folder: Path) -> StudyResults | None:
 
 
 def _is_beginning(name: str) -> bool:
-    return name in (LOCK_FILE, _PARTIAL) or name.startswith(PROBE_PREFIX)
+    return name == LOCK_FILE or name.startswith(PROBE_PREFIX) or (name[0] == "." and name.endswith(_PARTIAL_SUFFIX))
 
 
 def count_rare_experts(manifest: Manifest) -> int | None:

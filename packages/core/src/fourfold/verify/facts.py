@@ -47,12 +47,13 @@ def differences(
             yield Difference(prefix + key, ours.get(key, ABSENT), theirs.get(key, ABSENT))
 
 
-def same(first: object, second: object) -> bool:
-    """Whether two JSON values are one; true is not 1, but 30 is 30.0."""
-    numbers = (int, float)
-    if type(first) in numbers and type(second) in numbers:
-        return first == second
-    return json.dumps(first, sort_keys=True) == json.dumps(second, sort_keys=True)
+def same(found: object, expected: object) -> bool:
+    """Whether a JSON value is the ``expected`` one. True is not 1, and 30 will do for 30.0, but not 30.0 for 30: where
+    a whole number is expected, libraries refuse another or go on with it.
+    """
+    if type(found) is int and type(expected) is float:
+        return found == expected
+    return json.dumps(found, sort_keys=True) == json.dumps(expected, sort_keys=True)
 
 
 def shown(value: object) -> str:

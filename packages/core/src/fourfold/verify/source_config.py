@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from fourfold.models.gemma4_config import FULL_ATTENTION, attention_heads, layer_overrides
+from fourfold.models.gemma4_config import FULL_ATTENTION, attention_heads, layer_number, layer_overrides
 from fourfold.verify.defaults import config_defaults
 from fourfold.verify.facts import Defaults, Difference, differences, num_leaves, same, shown
 
@@ -37,7 +37,7 @@ def config_of_source(look: Look, checkpoint: Checkpoint) -> None:
 def config_differences(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> Iterator[Difference]:
     """Facts of two configs of one model that differ; an absent key is Transformers' default."""
     ours, theirs = _spelled_alike(ours), _spelled_alike(theirs)
-    if ours == theirs:
+    if same(ours, theirs):
         return
     if theirs.get("model_type") == _TEXT_ALONE:
         yield from _with_heads(ours, theirs, config_defaults(text_alone=True), "")
@@ -90,6 +90,8 @@ def _with_heads(
 
 def _head_differences(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> Iterator[Difference]:
     full: tuple[int, ...] = ()
+    for side in (ours, theirs):
+        _require_layers(side, len(theirs["layer_types"]))
     for index, kind in enumerate(theirs["layer_types"]):
         heads = attention_heads(theirs, index)
         full = heads if kind == FULL_ATTENTION else full
@@ -103,6 +105,19 @@ def _head_differences(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> Ite
         stated, expected = ours.get(key), theirs.get(key, by_layer)
         if stated is not None and not same(stated, expected):
             yield Difference(key, stated, expected)
+
+
+def _require_layers(text: Mapping[str, Any], count: int) -> None:
+    """ValueError unless overrides are of layers that there are, each once, and all heads whole numbers: Transformers
+    refuses anything else, or takes it for what it is not.
+    """
+    overrides = text.get(_OVERRIDES) or {}
+    numbers = [layer_number(key) for key in overrides]
+    heads = [entry[key] for entry in (text, *overrides.values()) for key in (*_HEADS, *_GLOBAL_HEADS) if key in entry]
+    if len(set(numbers)) < len(numbers) or not all(n is not None and n < count for n in numbers):
+        raise ValueError("layers")
+    if not all(type(value) is int for value in heads if value is not None):
+        raise ValueError("heads")
 
 
 def _beside_heads(text: Mapping[str, Any], index: int) -> dict[str, Any]:
