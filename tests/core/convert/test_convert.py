@@ -239,7 +239,7 @@ def watch():
     global peak
     while not done.wait(0.002):
         peak = max(peak, anonymous_kib())
-watcher = threading.Thread(target=watch)
+watcher = threading.Thread(target=watch, daemon=True)
 watcher.start()
 convert_checkpoint(Path(sys.argv[1]), "compressed-tensors", Path(sys.argv[2]), registry, NoProgress())
 done.set()
@@ -262,7 +262,8 @@ def test_memory_is_bounded_by_a_shard(tmp_path: Path) -> None:
         tensors[f"{name}.weight_scale_2"] = torch.tensor(0.001)
     save_file(tensors, path / "model.safetensors")
     assert (path / "model.safetensors").stat().st_size > 250 * 2**20
-    (path / "config.json").write_text("{}")
+    stated = {"quantization_config": {"quant_method": "modelopt", "quant_algo": "W4A16_NVFP4"}}
+    (path / "config.json").write_text(json.dumps(stated))
     done = subprocess.run(
         [sys.executable, "-c", _MEMORY_SCRIPT, path, tmp_path / "out"],
         capture_output=True, text=True, check=True, env={"OMP_NUM_THREADS": "1"},

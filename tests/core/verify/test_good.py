@@ -115,6 +115,15 @@ def test_transformers_own_save_of_the_demo_raises_nothing(tmp_path: Path) -> Non
     assert [file_difference(*files, name) for name in names] == [None] * 4
 
 
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_experts_that_a_recipe_leaves_out_raise_nothing(
+    layout: str, good: Callable[[Variant], Path], source: Path
+) -> None:
+    """Only a manifest tells them from experts that a quantizer walked past."""
+    variant = Variant(layout, exclude=("*.experts.*",))
+    assert verify_checkpoint(good(variant), source=source).findings == ()
+
+
 def test_null_says_nothing_of_layers(editable) -> None:
     """``per_layer_config`` that is null: the two numbers for all layers of full attention hold."""
     checkpoint = editable(Variant(MODELOPT.name))

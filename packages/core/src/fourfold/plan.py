@@ -19,6 +19,7 @@ from fourfold.models.gemma4 import Gemma4Moe, LinearModule, read_gemma4
 from fourfold.models.resolve import resolve_model
 from fourfold.plugins import QuantizerEntry, Registry, Role
 from fourfold.targets import resolve_targets
+from fourfold.verify.expected import require_whole
 
 #: Bytes a quantized weight takes: half a byte a code, one byte a block of 16.
 BYTES_PER_WEIGHT = 0.5 + 1 / 16
@@ -92,6 +93,7 @@ def plan_quantize(config: QuantizeConfig, registry: Registry) -> QuantizePlan:
     model_path = resolve_model(config.model)
     source = TensorFolder(model_path)
     gemma = read_gemma4(source)
+    require_whole(source, gemma)
     targets = resolve_targets(gemma, config.recipe)
     needs_tokens = options.reads_tokens(config.recipe)
     if needs_tokens:

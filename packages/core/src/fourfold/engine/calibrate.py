@@ -83,7 +83,9 @@ class Calibration:
                     if index + 1 < len(self._model.layers):
                         coming = pool.submit(self._model.fetch_layer, index + 1)
                     observer = self._run_layer(index, layer, lane)
-                yield ObservedLayer(index, observer.collected(), _reader_of(layer, index))
+                # What is rounded is the stored weight, whatever was computed with.
+                read = self._model.stored if self._model.stores_otherwise(index) else _reader_of(layer, index)
+                yield ObservedLayer(index, observer.collected(), read)
                 lane.advance()
                 self._model.unload_layer(index)
 

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from fourfold.checkpoint.reader import TensorReader
+    from fourfold.models.gemma4 import LinearModule
 
 #: Where media enter; a batch of text needs none of it.
 _MEDIA = ("vision_tower", "embed_vision", "audio_tower", "embed_audio")
@@ -78,6 +79,7 @@ class LayerwiseModel:
 
         experts.register()
         self.device = torch.device(device)
+        self._dtype = dtype
         # As it is stored, a model keeps its float32 buffers (rotary frequencies).
         self._place: dict[str, Any] = {"device": self.device} | ({} if dtype is torch.bfloat16 else {"dtype": dtype})
         self._fetching = OwnStream(Purpose.FETCH, self.device)
@@ -127,10 +129,25 @@ class LayerwiseModel:
         self.layers[index].to("meta")
 
     def fetch_layer(self, index: int) -> dict[str, torch.Tensor]:
-        """A layer's tensors on the device, by name inside the layer; may run in another thread."""
-        named = ((name, name.split(f"layers.{index}.", 1)[-1]) for name in self._tensors if layer_of(name) == index)
+        """A layer's tensors on the device, by name inside the layer, in the dtype that is computed in; may run in
+        another thread.
+        """
         with self._fetching.work():
-            return {inner: self._uploader.read(name).to(**self._place) for name, inner in named}
+            return {
+                name.split(f"layers.{index}.", 1)[-1]: self._uploader.read(name).to(self.device, self._dtype)
+                for name in self._names(index)
+            }
+
+    def stores_otherwise(self, index: int) -> bool:
+        """Whether a layer is stored in another dtype than is computed in, such as float32."""
+        return any(self._reader.form(name)[1] is not self._dtype for name in self._names(index))
+
+    def stored(self, linear: LinearModule) -> torch.Tensor:
+        """A linear's weight [O, K] as it is stored, read again, on the CPU."""
+        return self._reader.module(linear)
+
+    def _names(self, index: int) -> list[str]:
+        return [name for name in self._tensors if layer_of(name) == index]
 
     def largest_layer_bytes(self) -> int:
         """Bytes of the largest layer in BF16."""

@@ -20,7 +20,7 @@ from fourfold.errors import CheckpointError, ConfigError, ModelError
 from fourfold.manifest import MANIFEST_FILE, Manifest
 from fourfold.models.gemma4 import Gemma4Moe, LinearModule, ModuleKind, read_gemma4, values_read_from_keys
 from fourfold.models.gemma4_inputs import norm_before
-from fourfold.verify.expected import imagine_source
+from fourfold.verify.expected import imagine_source, require_whole
 from fourfold.verify.folder import Folder, read_folder
 from fourfold.verify.patterns import bounded
 from fourfold.verify.schemes import stated_schemes, stored_schemes, text_entries
@@ -280,6 +280,7 @@ def _read_object(checkpoint: Checkpoint, name: str) -> dict[str, Any] | None:
 def _read_model(checkpoint: Checkpoint) -> None:
     if checkpoint.source is not None:
         checkpoint.gemma = read_gemma4(checkpoint.source.index)
+        require_whole(checkpoint.source.index, checkpoint.gemma)
         checkpoint.model_tensors = checkpoint.source.index.tensors
         return
     try:

@@ -15,10 +15,12 @@ from typing import Any
 
 from fourfold.checkpoint.index import TensorEntry, TensorFolder
 from fourfold.errors import ModelError
+from fourfold.models.gemma4 import Gemma4Moe, layer_of
 from fourfold.models.gemma4_config import layer_overrides
 
 Shapes = dict[str, tuple[int, ...]]
 
+_TOWERS = ("model.vision_tower.", "model.embed_vision.")
 #: Tensors under these prefixes are kept as they are and not listed one by one.
 UNLISTED_PREFIXES = ("model.audio_tower.", "model.embed_audio.")
 
@@ -57,6 +59,29 @@ def imagine_source(config: Mapping[str, Any], path: Path) -> ImaginedFolder:
     if isinstance(vision, Mapping):
         shapes |= _vision_shapes(_Numbers(vision, path, "vision_config"), shapes[f"{prefix}norm.weight"][0])
     return ImaginedFolder(path, plain, shapes)
+
+
+def require_whole(source: TensorFolder, gemma: Gemma4Moe) -> None:
+    """Raise :class:`ModelError` unless the text model of ``source`` has the tensors that its config.json describes: a
+    checkpoint made of less would be like its source, and wrong. Towers are not looked at.
+    """
+    for name, entry in imagine_source(source.config, source.path / "config.json").tensors.items():
+        if name.startswith(_TOWERS):
+            continue
+        found = source.tensors.get(name)
+        if found is None:
+            raise ModelError(
+                f"{source.path}: {name} is not there, though config.json describes it; fetch the model anew"
+            )
+        if found.shape != entry.shape:
+            raise ModelError(
+                f"{source.path}: {name} has shape {list(found.shape)}, config.json says {list(entry.shape)}"
+            )
+    for name in source.tensors:
+        if (layer := layer_of(name)) is not None and layer >= gemma.num_layers:
+            raise ModelError(
+                f"{source.path}: {name} belongs to no layer, as config.json says that there are {gemma.num_layers}"
+            )
 
 
 class _Numbers:

@@ -21,7 +21,9 @@ _EXPERT_INDEX = re.compile(r"\.experts\.(\d+)\.")
 
 
 def all_experts_quantized(look: Look, checkpoint: Checkpoint) -> None:
-    """Layers x experts x 3 matrices, less the layers that config (and manifest) leave whole in BF16 on purpose."""
+    """Layers x experts x 3 matrices, less the layers that config (and manifest) leave whole in BF16 on purpose; all of
+    them are so only where a manifest's recipe says it.
+    """
     absent: dict[int, list[str]] = defaultdict(list)
     expected = 0
     for layer, members in checkpoint.expert_layers.items():
@@ -38,7 +40,7 @@ def all_experts_quantized(look: Look, checkpoint: Checkpoint) -> None:
                 name, found="no tensor", expected=f"{expected} expert matrices in NVFP4",
                 message=f"{name} is missing; layer {layer} lacks {len(names)} expert matrices",
             )  # fmt: skip
-    if checkpoint.expert_layers and not expected:
+    if checkpoint.expert_layers and not expected and checkpoint.manifest is None:
         total = sum(map(len, checkpoint.expert_layers.values()))
         look.wrong(
             "config.json: quantization_config.ignore", found="every expert layer is left in BF16",
