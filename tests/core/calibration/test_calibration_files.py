@@ -40,6 +40,36 @@ def read(path: Path | str, **fields: object) -> list[object]:
             b'{"text": [{"role": "user"}]}',
             "a.jsonl:1: field 'text' holds a list, not a string",
         ),
+        (
+            "a.jsonl",
+            b'{"text": "x"}\n{"text": "\\ud83d world"}',
+            r"a.jsonl:2: field 'text' has \\ud83d, half of a surrogate pair, which is no character; write both",
+        ),
+        (
+            "a.jsonl",
+            b'{"messages": [{"role": "user", "content": "x", "name": "\\uDE00"}]}',
+            r"a.jsonl:1: field 'messages' has \\ude00, half of a surrogate pair",
+        ),
+        (
+            "a.jsonl",
+            b'{"messages": [{"role": "user", "content": [{"type": "text", "text": "\\ud83d"}]}]}',
+            r"a.jsonl:1: field 'messages' has \\ud83d, half of a surrogate pair",
+        ),
+        (
+            "a.jsonl",
+            b'{"messages": [{"role": "user", "content": "x"}, {"role": "assistant", "content": null}]}',
+            'a.jsonl:1: the content of message 2 is a NoneType, not a string or a list of parts; write "" where',
+        ),
+        (
+            "a.jsonl",
+            b'{"messages": [{"role": "user", "content": ["x"]}]}',
+            "a.jsonl:1: a content part is a str, not an object with a type",
+        ),
+        (
+            "a.jsonl",
+            b'{"messages": [{"role": "user", "content": [{"type": "text"}]}]}',
+            'a.jsonl:1: a content part of type text without a string as its "text"',
+        ),
         ("a.parquet", b"no parquet", "a.parquet: not a readable Parquet file"),
         ("a.csv", b"x", r"a.csv: not a calibration file; known: .jsonl, .parquet, .txt"),
     ],
@@ -86,3 +116,5 @@ def test_empty_texts_are_left_out_and_a_byte_order_mark_is_no_text(tmp_path):
     assert read(tmp_path / "a.jsonl") == ["x"]
     (tmp_path / "a.jsonl").write_bytes('{"text": "one\u2028and one"}\n\n'.encode())
     assert read(tmp_path / "a.jsonl") == ["one\u2028and one"]
+    (tmp_path / "a.jsonl").write_bytes(b'{"text": "\\ud83d\\ude00"}')
+    assert read(tmp_path / "a.jsonl") == ["\U0001f600"]

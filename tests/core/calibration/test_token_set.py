@@ -153,9 +153,9 @@ def test_demo_problems_are_chats_and_prose_of_the_training_split(model_path):
     texts = [text for text, _ in zip(read_texts(spec_for("demo")), range(60), strict=False)]
     again = [text for text, _ in zip(read_texts(spec_for("demo")), range(60), strict=False)]
     assert texts == again
-    chats = [text for text in texts if isinstance(text, list)]
+    chats = [text for text in texts if not isinstance(text, str)]
     assert 0 < len(chats) < 60
-    assert all([turn["role"] for turn in chat][-2:] == ["user", "assistant"] for chat in chats)
+    assert all([turn["role"] for turn in chat.messages][-2:] == ["user", "assistant"] for chat in chats)
     tokens = build_token_set(spec_for("demo"), model_path)
     assert not tokens.has_padding
 

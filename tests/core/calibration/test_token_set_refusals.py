@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+
 import pytest
 
 from fourfold.calibration import build_token_set
@@ -31,3 +33,16 @@ def test_a_folder_without_config_or_tokenizer_is_refused(lines, tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "gemma4"}')
     with pytest.raises(CalibrationError, match=rf"{tmp_path}: no usable tokenizer \("):
         build_token_set(spec_for(lines), tmp_path)
+
+
+def test_a_chat_that_the_template_refuses_is_named_by_its_line(model_path, tmp_path):
+    model = shutil.copytree(model_path, tmp_path / "model")
+    (model / "chat_template.jinja").write_text("{{ raise_exception('roles must alternate') }}")
+    chats = tmp_path / "chats.jsonl"
+    chats.write_text('\n{"messages": [{"role": "user", "content": "w1"}]}\n')
+    message = r"chats.jsonl:2: the model's chat template does not take this chat \(roles must alternate\)$"
+    with pytest.raises(CalibrationError, match=message):
+        build_token_set(spec_for(chats), model)
+    chats.with_suffix(".txt").write_text("w1\n")
+    with pytest.raises(CalibrationError, match=r"chats.txt: the model's chat template does not take this chat"):
+        build_token_set(spec_for(chats.with_suffix(".txt"), chat_template=True), model)

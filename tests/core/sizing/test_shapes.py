@@ -105,6 +105,37 @@ def test_a_config_that_cannot_be_planned(config: dict[str, object], message: str
         read_shape("no such thing")
 
 
+@pytest.mark.parametrize(
+    ("section", "change", "message"),
+    [
+        ("text_config", {"num_hidden_layers": 8}, "text_config.layer_types does not list every layer"),
+        ("text_config", {"num_hidden_layers": "6"}, "text_config.num_hidden_layers is '6', not a positive number"),
+        ("text_config", {"layer_types": None}, "text_config.layer_types does not list every layer"),
+        ("text_config", {"head_dim": None}, "text_config.head_dim is None, not a positive number"),
+        ("text_config", {"global_head_dim": [64]}, "text_config.global_head_dim is [64], not a positive number"),
+        ("text_config", {"sliding_window": None}, "text_config.sliding_window is None, not a positive number"),
+        (
+            "text_config",
+            {"per_layer_config": {"0": {"head_dim": "x"}}},
+            "text_config.per_layer_config.0.head_dim is 'x', not a positive number",
+        ),
+        ("text_config", None, "text_config is a NoneType, not an object"),
+        ("vision_config", {"patch_size": 0}, "vision_config.patch_size is 0, not a positive number"),
+        ("vision_config", "large", "vision_config is a str, not an object"),
+    ],
+)
+def test_a_malformed_config_names_its_key(
+    section: str, change: dict[str, object] | str | None, message: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "config.json"
+    config = json.loads((model_path() / "config.json").read_text(encoding="utf-8"))
+    config[section] = config[section] | change if isinstance(change, dict) else change
+    path.write_text(json.dumps(config), encoding="utf-8")
+    with pytest.raises(ModelError) as caught:
+        read_shape(str(tmp_path))
+    assert str(caught.value) == f"{path}: {message}"
+
+
 def test_numbers_of_layers_with_zeros_in_front() -> None:
     """Transformers pads them to one width where a model has more than ten layers."""
     from transformers import Gemma4TextConfig

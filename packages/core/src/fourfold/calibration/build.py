@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from fourfold.calibration.picture_rows import PROCESSOR_FILES, PictureRows
-from fourfold.calibration.pictures import Messages, PictureChat
-from fourfold.calibration.sources import read_texts
+from fourfold.calibration.pictures import Chat, PictureChat
+from fourfold.calibration.sources import Text, read_texts
 from fourfold.calibration.spec import CalibrationSpec, Packing
 from fourfold.calibration.tokens import TokenSet, TokenSetRecord, tokens_sha256
 from fourfold.checkpoint.untrusted import printable, read_json
@@ -52,7 +52,7 @@ def build_token_set(
         chats = cast("Iterator[PictureChat]", chain([first], texts))
         progress.begin("calibration tokens", total=spec.samples, unit="row")
         return _picture_set(spec, PictureRows(spec, chats, model_path, folder, progress), model_path)
-    return _text_set(spec, cast("Iterable[str | Messages]", chain([first], texts)), model_path, progress)
+    return _text_set(spec, chain([first], texts), model_path, progress)
 
 
 def _picture_set(spec: CalibrationSpec, rows: PictureRows, model_path: Path) -> TokenSet:
@@ -69,7 +69,7 @@ def _picture_set(spec: CalibrationSpec, rows: PictureRows, model_path: Path) -> 
     return TokenSet(rows.input_ids, rows.lengths, record, rows.media)
 
 
-def _text_set(spec: CalibrationSpec, texts: Iterable[str | Messages], model_path: Path, progress: Progress) -> TokenSet:
+def _text_set(spec: CalibrationSpec, texts: Iterable[Text], model_path: Path, progress: Progress) -> TokenSet:
     import torch
 
     encoder = _Encoder(spec, texts, model_path)
@@ -104,7 +104,7 @@ def _text_set(spec: CalibrationSpec, texts: Iterable[str | Messages], model_path
 class _Encoder:
     """Tokenizes texts one by one, and hashes those that were used."""
 
-    def __init__(self, spec: CalibrationSpec, texts: Iterable[str | Messages], model_path: Path) -> None:
+    def __init__(self, spec: CalibrationSpec, texts: Iterable[Text], model_path: Path) -> None:
         from transformers import AutoTokenizer
 
         try:
@@ -124,24 +124,25 @@ class _Encoder:
 
     def __iter__(self) -> Iterator[list[int]]:
         for text in self._texts:
-            canonical = json.dumps(text, ensure_ascii=False, sort_keys=True).encode("utf-8", "surrogatepass")
+            content = text if isinstance(text, str) else text.messages
+            canonical = json.dumps(content, ensure_ascii=False, sort_keys=True).encode()
             self._hash.update(len(canonical).to_bytes(8, "little") + canonical)
             self.num_texts += 1
             yield self._encode(text)
 
-    def _encode(self, text: str | Messages) -> list[int]:
+    def _encode(self, text: Text) -> list[int]:
         if isinstance(text, str) and not self._spec.chat_template:
             encoded = self._tokenizer(text, verbose=False)
             return list(encoded["input_ids"])
-        messages = [{"role": "user", "content": text}] if isinstance(text, str) else text
+        chat = Chat([{"role": "user", "content": text}], self._spec.source) if isinstance(text, str) else text
         if not self._tokenizer.chat_template:
             raise CalibrationError(f"{self._model_path}: its tokenizer has no chat template; give plain texts")
         try:
-            rendered = self._tokenizer.apply_chat_template(messages, tokenize=False)
+            rendered = self._tokenizer.apply_chat_template(chat.messages, tokenize=False)
         except Exception as error:  # a template is a program, and may fail in any way
             reason = printable(" ".join(str(error).split()), 200)
             raise CalibrationError(
-                f"{self._model_path}: its chat template does not take these messages ({reason})"
+                f"{chat.where}: the model's chat template does not take this chat ({reason})"
             ) from error
         # the template writes BOS itself
         return list(self._tokenizer(rendered, add_special_tokens=False, verbose=False)["input_ids"])

@@ -67,16 +67,22 @@ class DemoPicture:
 
 
 @dataclass(frozen=True)
-class PictureChat:
-    """Messages whose parts of type ``image`` stand for ``pictures`` in turn; there may be none."""
+class Chat:
+    """Messages as a chat template takes them; ``where`` names their place: ``FILE:LINE``."""
 
     messages: Messages
-    pictures: tuple[Picture, ...]
     where: str
+
+
+@dataclass(frozen=True)
+class PictureChat(Chat):
+    """Messages whose parts of type ``image`` stand for ``pictures`` in turn; there may be none."""
+
+    pictures: tuple[Picture, ...]
 
     def update(self, digest: Any, images: list[Image]) -> None:
         """Hash the messages, and the pictures as they were decoded."""
-        canonical = json.dumps(self.messages, ensure_ascii=False, sort_keys=True).encode("utf-8", "surrogatepass")
+        canonical = json.dumps(self.messages, ensure_ascii=False, sort_keys=True).encode()
         digest.update(len(canonical).to_bytes(8, "little") + canonical)
         for image in images:
             digest.update(repr(image.size).encode() + hashlib.sha256(image.tobytes()).digest())
@@ -88,27 +94,37 @@ def demo_chats(seed: int) -> Iterator[PictureChat]:
 
     for number, problem in enumerate(get_task("vision").stream("train", seed), start=1):
         answer = {"role": "assistant", "content": [{"type": "text", "text": problem.target}]}
-        yield PictureChat([*problem.messages, answer], (DemoPicture(problem),), f"demo-vision, problem {number}")
+        yield PictureChat([*problem.messages, answer], f"demo-vision, problem {number}", (DemoPicture(problem),))
 
 
 def find_pictures(messages: Messages, folder: Path | None, where: str) -> PictureChat | None:
     """A chat's pictures, or None where it has none. ``folder`` is where they may lie; None where none may be.
 
-    Raises :class:`CalibrationError` for a picture that is missing or outside ``folder``, and for other media.
+    Raises :class:`CalibrationError` for a picture that is missing or outside ``folder``, for other media, and for
+    content that is neither a string nor parts.
     """
     pictures: list[Picture] = []
     turns = []
-    for message in messages:
+    for number, message in enumerate(messages, start=1):
         content = message["content"]
         if isinstance(content, list):
             content = [_part(part, folder, where, pictures) for part in content]
+        elif not isinstance(content, str):
+            raise CalibrationError(
+                f"{where}: the content of message {number} is a {type(content).__name__}, not a string or a list of "
+                'parts; write "" where a message has no text, or leave the chat out'
+            )
         turns.append({**message, "content": content})
-    return PictureChat(turns, tuple(pictures), where) if pictures else None
+    return PictureChat(turns, where, tuple(pictures)) if pictures else None
 
 
 def _part(part: Any, folder: Path | None, where: str, pictures: list[Picture]) -> Any:
-    kind = part.get("type") if isinstance(part, dict) else None
+    if not isinstance(part, dict):
+        raise CalibrationError(f"{where}: a content part is a {type(part).__name__}, not an object with a type")
+    kind = part.get("type")
     if kind == "text":
+        if not isinstance(part.get("text"), str):
+            raise CalibrationError(f'{where}: a content part of type text without a string as its "text"')
         return part
     if kind != "image" or not isinstance(part.get("path"), str):
         what = f"of type {printable(str(kind), 40)}" if kind != "image" else "of type image without a path"

@@ -1,7 +1,7 @@
 """Where calibration texts come from: hub datasets, local files, the demo model's own problems.
 
-Every source yields texts in an order fixed by the seed. A text is a string or a list of chat messages; where one text
-of a source has pictures, all of them are chats with pictures.
+Every source yields texts in an order fixed by the seed. A text is a string or a chat; where one text of a source has
+pictures, all of them are chats with pictures.
 """
 
 from __future__ import annotations
@@ -9,15 +9,18 @@ from __future__ import annotations
 import random
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any
 
-from fourfold.calibration.pictures import Messages, PictureChat, PictureFile, demo_chats, find_pictures
+from fourfold.calibration.pictures import Chat, PictureChat, PictureFile, demo_chats, find_pictures
 from fourfold.calibration.spec import CalibrationSpec
+from fourfold.checkpoint.untrusted import half_surrogate
 from fourfold.errors import CalibrationError, UnknownNameError
 from fourfold.jsonl import read_lines, read_objects
 
-Text = str | Messages | PictureChat
+#: Chats with pictures are :class:`PictureChat`.
+Text = str | Chat
 
 #: A streamed data set is shuffled within a window of so many rows.
 _SHUFFLE_BUFFER = 10_000
@@ -55,7 +58,7 @@ def read_texts(spec: CalibrationSpec) -> Iterator[Text]:
         texts = demo_chats(spec.seed)
     else:
         texts = _from_file(spec)
-    return (text for text in texts if (text.strip() if isinstance(text, str) else text))
+    return (text for text in texts if not _is_empty(text))
 
 
 def source_files(spec: CalibrationSpec) -> tuple[Path, ...]:
@@ -95,11 +98,12 @@ def _from_demo(seed: int) -> Iterator[Text]:
     streams = {name: task.stream("train", seed) for name, task in TASKS.items()}
     first = {name: next(stream) for name, stream in streams.items()}
     names = sorted(name for name, problem in first.items() if problem.medium == "text")
-    while True:
+    for number in count(1):
         problem = next(streams[rng.choice(names)])
         if problem.prompt:
             turns = (("system", problem.system), ("user", problem.prompt), ("assistant", problem.target))
-            yield [{"role": role, "content": content} for role, content in turns if content]
+            messages = [{"role": role, "content": content} for role, content in turns if content]
+            yield Chat(messages, f"{_DEMO}, problem {number}")
         else:
             yield problem.target
 
@@ -125,10 +129,15 @@ def _from_file(spec: CalibrationSpec) -> Iterator[Text]:
 
 def _as_chat(text: Text, path: Path) -> Text:
     """A text among chats with pictures: a chat without; empty ones stay as they are."""
-    if isinstance(text, PictureChat) or not text:
+    if isinstance(text, PictureChat) or _is_empty(text):
         return text
-    messages = [{"role": "user", "content": text}] if isinstance(text, str) else text
-    return PictureChat(messages, (), str(path))
+    if isinstance(text, str):
+        return PictureChat([{"role": "user", "content": text}], str(path), ())
+    return PictureChat(text.messages, text.where, ())
+
+
+def _is_empty(text: Text) -> bool:
+    return not (text.strip() if isinstance(text, str) else text.messages)
 
 
 def _read_lines(path: Path, field: str | None) -> Iterator[str]:
@@ -167,13 +176,17 @@ def _pick(row: dict[str, Any], field: str, where: str, folder: Path | None = Non
     if field not in row:
         raise CalibrationError(_missing_field(field, row, where))
     text: Any = row[field]
-    if isinstance(text, str):
-        return text
-    if _is_chat(text):
-        return find_pictures(text, folder, where) or text
-    raise CalibrationError(
-        f"{where}: field {field!r} holds a {type(text).__name__}, not a string or a list of chat messages"
-    )
+    if not isinstance(text, str) and not _is_chat(text):
+        raise CalibrationError(
+            f"{where}: field {field!r} holds a {type(text).__name__}, not a string or a list of chat messages"
+        )
+    half = half_surrogate(text)
+    if half is not None:
+        raise CalibrationError(
+            f"{where}: field {field!r} has {half}, half of a surrogate pair, which is no character; write both halves, "
+            "or leave it out"
+        )
+    return text if isinstance(text, str) else find_pictures(text, folder, where) or Chat(text, where)
 
 
 def _is_chat(text: object) -> bool:

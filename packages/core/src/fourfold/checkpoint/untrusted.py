@@ -85,12 +85,18 @@ def parse_json(data: bytes, max_values: int) -> tuple[Any, list[str]]:
         raise ValueError(printable(str(error))) from None
     if _is_deep(value):
         raise ValueError(f"nested deeper than {MAX_JSON_DEPTH} levels")
-    if _SURROGATE in data.lower():
-        try:
-            json.dumps(value, ensure_ascii=False).encode()
-        except UnicodeEncodeError:
-            raise ValueError("half of a surrogate pair, which is no character") from None
+    if _SURROGATE in data.lower() and half_surrogate(value) is not None:
+        raise ValueError("half of a surrogate pair, which is no character")
     return value, twice
+
+
+def half_surrogate(value: Any) -> str | None:
+    """The first half of a surrogate pair in a JSON value's strings, as JSON spells it; None where there is none."""
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        return f"\\u{ord(error.object[error.start]):04x}"
+    return None
 
 
 def _is_deep(value: object) -> bool:

@@ -7,9 +7,13 @@ that Transformers 5.17 saved has neither: ``per_layer_config`` names what differ
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
-FULL_ATTENTION = "full_attention"
+from fourfold.checkpoint.untrusted import printable
+from fourfold.errors import ModelError
+
+FULL_ATTENTION, SLIDING_ATTENTION = "full_attention", "sliding_attention"
 #: Transformers' own, where neither way says it.
 _GLOBAL_HEAD_DIM = 512
 
@@ -41,3 +45,47 @@ def attention_heads(text: Mapping[str, Any], index: int) -> tuple[int, int]:
         return size, number
     shared = text.get("num_global_key_value_heads") if text.get("attention_k_eq_v") else None
     return int(text.get("global_head_dim") or _GLOBAL_HEAD_DIM), int(shared or number)
+
+
+class ConfigNumbers:
+    """A config section whose numbers are checked as they are read; :class:`ModelError` names the key of one that is
+    not a positive number.
+    """
+
+    def __init__(self, section: Mapping[str, Any], path: Path, name: str) -> None:
+        self.section, self.path, self._name = section, path, name
+
+    def __getitem__(self, key: str) -> int:
+        if key not in self.section:
+            raise ModelError(f"{self.path}: {self._name}.{key} is missing")
+        value = self.section[key]
+        if type(value) is not int or not 0 < value < 2**31:
+            raise ModelError(f"{self.path}: {self._name}.{key} is {printable(repr(value), 80)}, not a positive number")
+        return value
+
+    def get(self, key: str, default: int) -> int:
+        """The number, or ``default`` where the key is absent, null or 0."""
+        return self[key] if self.section.get(key) else default
+
+    def is_sliding(self, index: int) -> bool:
+        """Whether attention of layer ``index`` has a window."""
+        types = self.section.get("layer_types")
+        if not isinstance(types, list) or len(types) != self["num_hidden_layers"]:
+            raise ModelError(f"{self.path}: {self._name}.layer_types does not list every layer")
+        return bool(types[index] == SLIDING_ATTENTION)
+
+    def attention_heads(self, index: int) -> tuple[int, int]:
+        """Size of a head and number of key-value heads of layer ``index``."""
+        size, number = self["head_dim"], self["num_key_value_heads"]
+        if not self.is_sliding(index) and self.section.get("per_layer_config") is None:
+            size = self.get("global_head_dim", _GLOBAL_HEAD_DIM)
+            if self.section.get("attention_k_eq_v"):
+                number = self.get("num_global_key_value_heads", number)
+        return self._of_layer(index, "head_dim", size), self._of_layer(index, "num_key_value_heads", number)
+
+    def _of_layer(self, index: int, key: str, default: int) -> int:
+        """A number that a layer may override, in ``per_layer_config``."""
+        own = layer_overrides(self.section, index)
+        if key in own:
+            return ConfigNumbers(own, self.path, f"{self._name}.per_layer_config.{index}")[key]
+        return default

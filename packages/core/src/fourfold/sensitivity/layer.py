@@ -93,13 +93,15 @@ class QuantizableLayer:
     def observing(self) -> Iterator[None]:
         """Watch inputs; on leaving, every linear without an input scale gets one from its amax.
 
-        An expert no token reached gets its layer's largest amax of that projection, the rule ``layer-max``.
+        An expert no token reached gets the largest amax of its layer's other experts' same projection, the rule
+        ``layer-max``.
         """
         states = [state for state in self.states if state.input_scale is None]
         with _hooked(state.linear.register_forward_pre_hook(state.observe) for state in states):
             yield
         for state in states:
-            same = [other.amax for other in states if other.module.projection == state.module.projection]
+            role = (state.module.kind, state.module.projection)
+            same = [other.amax for other in states if (other.module.kind, other.module.projection) == role]
             seen = [amax for amax in same if amax is not None and bool(amax > 0)]
             amax = state.amax if state.amax is not None and bool(state.amax > 0) else None
             if amax is None and seen:

@@ -19,7 +19,7 @@ from typing import Any
 from fourfold.checkpoint.index import CONFIG_FILE, read_json
 from fourfold.errors import ModelError
 from fourfold.models.gemma4 import ModuleKind
-from fourfold.models.gemma4_config import FULL_ATTENTION, attention_heads
+from fourfold.models.gemma4_config import ConfigNumbers
 
 #: Names under which the published model's facts, which are in this package, are asked for.
 PUBLISHED = ("gemma4-26b-a4b", "google/gemma-4-26B-A4B-it")
@@ -99,17 +99,23 @@ class ModelShape:
 def read_shape(model: str) -> ModelShape:
     """The shape of ``model``: 'demo', 'gemma4-26b-a4b', a folder or its config.json, or a hub id.
 
-    Of a hub id only ``config.json`` is fetched. Raises :class:`ModelError` for what is no Gemma 4 MoE.
+    Of a hub id only ``config.json`` is fetched. Raises :class:`ModelError` for what is no Gemma 4 MoE, and names the
+    key that keeps its shape from being known.
     """
     path = _config_path(model)
     config = read_json(path)
-    text = config.get("text_config", config) if isinstance(config, dict) else {}
+    text = _section(config, "text_config", path) or config if isinstance(config, dict) else {}
     if not str(text.get("model_type", "")).startswith("gemma4") or not text.get("enable_moe_block"):
         raise ModelError(f"{path}: not the config of a Gemma 4 mixture-of-experts model")
-    try:
-        return _shape(model, config, text)
-    except KeyError as error:
-        raise ModelError(f"{path}: {error.args[0]} is missing") from None
+    return _shape(model, config, ConfigNumbers(text, path, "text_config"))
+
+
+def _section(config: Mapping[str, Any], key: str, path: Path) -> Mapping[str, Any]:
+    """An object of the config, empty where there is none."""
+    section = config.get(key, {})
+    if not isinstance(section, Mapping):
+        raise ModelError(f"{path}: {key} is a {type(section).__name__}, not an object")
+    return section
 
 
 def _config_path(model: str) -> Path:
@@ -129,11 +135,11 @@ def _config_path(model: str) -> Path:
     return resolve_config(model)
 
 
-def _shape(name: str, config: Mapping[str, Any], text: Mapping[str, Any]) -> ModelShape:
+def _shape(name: str, config: Mapping[str, Any], text: ConfigNumbers) -> ModelShape:
     hidden = text["hidden_size"]
     embedding = text["vocab_size"] * hidden
-    tied = text.get("tie_word_embeddings", config.get("tie_word_embeddings", True))
-    vision = config.get("vision_config")
+    tied = text.section.get("tie_word_embeddings", config.get("tie_word_embeddings", True))
+    vision = config.get("vision_config") and _section(config, "vision_config", text.path)
     return ModelShape(
         name=name,
         layers=tuple(_layer(text, index) for index in range(text["num_hidden_layers"])),
@@ -141,16 +147,16 @@ def _shape(name: str, config: Mapping[str, Any], text: Mapping[str, Any]) -> Mod
         embedding_numel=embedding,
         head_numel=0 if tied else embedding,
         norm_numel=hidden,
-        vision_numel=_vision_numel(vision, hidden) if vision else 0,
+        vision_numel=_vision_numel(ConfigNumbers(vision, text.path, "vision_config"), hidden) if vision else 0,
     )
 
 
-def _layer(text: Mapping[str, Any], index: int) -> LayerShape:
-    full = text["layer_types"][index] == FULL_ATTENTION
+def _layer(text: ConfigNumbers, index: int) -> LayerShape:
+    sliding = text.is_sliding(index)
     hidden, dense, width = text["hidden_size"], text["intermediate_size"], text["moe_intermediate_size"]
     experts, active = text["num_experts"], text["top_k_experts"]
-    head_dim, key_heads = attention_heads(text, index)
-    alternative = full and text.get("attention_k_eq_v", False)
+    head_dim, key_heads = text.attention_heads(index)
+    alternative = not sliding and text.section.get("attention_k_eq_v")
     queries, keys = text["num_attention_heads"] * head_dim, key_heads * head_dim
     attention = [("q_proj", queries, hidden), ("k_proj", keys, hidden)]
     attention += [] if alternative else [("v_proj", keys, hidden)]
@@ -164,7 +170,7 @@ def _layer(text: Mapping[str, Any], index: int) -> LayerShape:
         linears.append(LinearShape(kind, "down_proj", hidden, inner, copies, used))
     return LayerShape(
         index=index,
-        window=None if full else text["sliding_window"],
+        window=text["sliding_window"] if sliding else None,
         key_width=keys,
         linears=tuple(linears),
         # projection, input scale, one scale an expert
@@ -174,10 +180,10 @@ def _layer(text: Mapping[str, Any], index: int) -> LayerShape:
     )
 
 
-def _vision_numel(vision: Mapping[str, Any], text_hidden: int) -> int:
+def _vision_numel(vision: ConfigNumbers, text_hidden: int) -> int:
     hidden, inner, head_dim = vision["hidden_size"], vision["intermediate_size"], vision["head_dim"]
     queries, keys = vision["num_attention_heads"] * head_dim, vision["num_key_value_heads"] * head_dim
     layer = 2 * hidden * queries + 2 * hidden * keys + 3 * hidden * inner + 4 * hidden + 2 * head_dim
     patches = _COLOUR_CHANNELS * vision["patch_size"] ** 2 * hidden + 2 * vision["position_embedding_size"] * hidden
-    standard = 2 * hidden if vision.get("standardize") else 0
-    return int(vision["num_hidden_layers"] * layer + patches + standard + hidden * text_hidden)
+    standard = 2 * hidden if vision.section.get("standardize") else 0
+    return vision["num_hidden_layers"] * layer + patches + standard + hidden * text_hidden

@@ -16,7 +16,7 @@ from typing import Any
 from fourfold.checkpoint.index import TensorEntry, TensorFolder
 from fourfold.errors import ModelError
 from fourfold.models.gemma4 import Gemma4Moe, layer_of
-from fourfold.models.gemma4_config import layer_overrides
+from fourfold.models.gemma4_config import ConfigNumbers
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -52,12 +52,12 @@ def imagine_source(config: Mapping[str, Any], path: Path) -> ImaginedFolder:
     if not text.get("enable_moe_block"):
         raise ModelError(f"{path}: a dense Gemma 4 model, without experts")
     prefix = "model.language_model." if "text_config" in plain else "model."
-    shapes = _text_shapes(_Numbers(text, path, "text_config"), prefix)
+    shapes = _text_shapes(ConfigNumbers(text, path, "text_config"), prefix)
     if not plain.get("tie_word_embeddings", text.get("tie_word_embeddings", True)):
         shapes["lm_head.weight"] = shapes[f"{prefix}embed_tokens.weight"]
     vision = plain.get("vision_config")
     if isinstance(vision, Mapping):
-        shapes |= _vision_shapes(_Numbers(vision, path, "vision_config"), shapes[f"{prefix}norm.weight"][0])
+        shapes |= _vision_shapes(ConfigNumbers(vision, path, "vision_config"), shapes[f"{prefix}norm.weight"][0])
     return ImaginedFolder(path, plain, shapes)
 
 
@@ -84,31 +84,7 @@ def require_whole(source: TensorFolder, gemma: Gemma4Moe) -> None:
             )
 
 
-class _Numbers:
-    """A config section whose numbers are checked as they are read."""
-
-    def __init__(self, section: Mapping[str, Any], path: Path, name: str) -> None:
-        self.section, self.path, self._name = section, path, name
-
-    def __getitem__(self, key: str) -> int:
-        value = self.section.get(key)
-        if type(value) is not int or not 0 < value < 2**31:
-            raise ModelError(f"{self.path}: {self._name}.{key} is {value!r}, not a positive number")
-        return value
-
-    def get(self, key: str, default: int) -> int:
-        """The number, or ``default`` where the key is absent, null or 0."""
-        return self[key] if self.section.get(key) else default
-
-    def layer(self, number: int, key: str, default: int) -> int:
-        """A number that a layer may override, in ``per_layer_config``."""
-        own = layer_overrides(self.section, number)
-        if key in own:
-            return _Numbers(own, self.path, f"{self._name}.per_layer_config.{number}")[key]
-        return default
-
-
-def _text_shapes(text: _Numbers, prefix: str) -> Shapes:
+def _text_shapes(text: ConfigNumbers, prefix: str) -> Shapes:
     hidden, layers, experts = text["hidden_size"], text["num_hidden_layers"], text["num_experts"]
     if layers > _MAX_LAYERS or layers * experts * 3 > _MAX_MATRICES:
         raise ModelError(f"{text.path}: {layers} layers of {experts} experts; no such model is known")
@@ -140,17 +116,9 @@ def _text_shapes(text: _Numbers, prefix: str) -> Shapes:
     return shapes
 
 
-def _attention_shapes(text: _Numbers, number: int, base: str) -> Shapes:
-    types = text.section.get("layer_types")
-    if not isinstance(types, list) or len(types) != text["num_hidden_layers"]:
-        raise ModelError(f"{text.path}: text_config.layer_types does not list every layer")
-    sliding, reuse = types[number] == "sliding_attention", bool(text.section.get("attention_k_eq_v"))
-    head, key_heads = text["head_dim"], text["num_key_value_heads"]
-    if not sliding and text.section.get("per_layer_config") is None:
-        head = text.get("global_head_dim", 512)
-        key_heads = text.get("num_global_key_value_heads", key_heads) if reuse else key_heads
-    head = text.layer(number, "head_dim", head)
-    key_heads = text.layer(number, "num_key_value_heads", key_heads)
+def _attention_shapes(text: ConfigNumbers, number: int, base: str) -> Shapes:
+    sliding, reuse = text.is_sliding(number), bool(text.section.get("attention_k_eq_v"))
+    head, key_heads = text.attention_heads(number)
     queries, keys, hidden = text["num_attention_heads"] * head, key_heads * head, text["hidden_size"]
     base = f"{base}self_attn."
     shapes: Shapes = {
@@ -165,7 +133,7 @@ def _attention_shapes(text: _Numbers, number: int, base: str) -> Shapes:
     return shapes
 
 
-def _dense_shapes(text: _Numbers, number: int, base: str) -> Shapes:
+def _dense_shapes(text: ConfigNumbers, number: int, base: str) -> Shapes:
     wide = bool(text.section.get("use_double_wide_mlp")) and _shares_keys(text, number)
     width, hidden = text["intermediate_size"] * (2 if wide else 1), text["hidden_size"]
     return {
@@ -175,11 +143,11 @@ def _dense_shapes(text: _Numbers, number: int, base: str) -> Shapes:
     }
 
 
-def _shares_keys(text: _Numbers, number: int) -> bool:
+def _shares_keys(text: ConfigNumbers, number: int) -> bool:
     return number >= text["num_hidden_layers"] - text.get("num_kv_shared_layers", 0)
 
 
-def _vision_shapes(vision: _Numbers, text_hidden: int) -> Shapes:
+def _vision_shapes(vision: ConfigNumbers, text_hidden: int) -> Shapes:
     hidden, width, head = vision["hidden_size"], vision["intermediate_size"], vision["head_dim"]
     queries, keys = vision["num_attention_heads"] * head, vision["num_key_value_heads"] * head
     if vision["num_hidden_layers"] > _MAX_LAYERS:
