@@ -93,6 +93,24 @@ def test_kept_stages_are_shared_by_runs_at_work_at_the_same_time(run: Run, tmp_p
     assert len([path for path in stages.glob("quantize-*") if path.is_dir()]) == 2
 
 
+@pytest.mark.parametrize("stages", ["out", "out/stages", "elsewhere/stages"])
+def test_stages_in_the_output_are_refused_before_anything_is_made(cli, tmp_path: Path, stages: str):
+    (tmp_path / "elsewhere").symlink_to("out")
+    refused = cli("quantize", "demo", *OPTIONS, "--output", "out", "--stages", stages, cwd=tmp_path)
+    assert refused.returncode == 2
+    assert refused.stderr == (
+        f"fourfold: {stages}: finished stages cannot be kept in the output folder {tmp_path / 'out'}; "
+        "give --stages a folder beside it\n"
+    )
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_output_among_the_stages_is_in_nobodys_way(run: Run, tmp_path: Path):
+    assert run(output=tmp_path / "stages" / "out", stages=tmp_path / "stages").verified
+    again = run(output=tmp_path / "stages" / "again", stages=tmp_path / "stages")
+    assert {stage.name for stage in again.stages if stage.reused} == {"quantize"}
+
+
 def test_a_killed_runs_folder_is_taken_up_by_the_same_command(tmp_path: Path, cli, cli_json):
     command = ("quantize", "demo", "--output", tmp_path / "out", *OPTIONS)
     first = stopped_in_quantize([FOURFOLD, *command], tmp_path)
