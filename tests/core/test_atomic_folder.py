@@ -27,7 +27,7 @@ def test_a_failed_block_leaves_nothing(tmp_path):
 
 
 def test_a_folder_that_another_run_writes_is_refused_and_left_alone(tmp_path):
-    message = "out: another run is writing it; wait for that, or choose another"
+    message = "out: another run is writing it; wait for it, or choose another --output"
     with atomic_folder(tmp_path / "out") as partial:
         (partial / "mine").write_text("x")
         with pytest.raises(OutputError, match=message), atomic_folder(tmp_path / "out"):

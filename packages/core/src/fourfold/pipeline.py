@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-import shutil
 import time
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TypeVar
 
@@ -21,7 +21,7 @@ from fourfold.config import Config
 from fourfold.environments import ensure_environment, environment_sha256
 from fourfold.errors import FourfoldError
 from fourfold.manifest import Component, Manifest, sha256_file, sha256_files
-from fourfold.plan import QuantizePlan, require_output
+from fourfold.plan import QuantizePlan, require_apart, require_output
 from fourfold.plugins import Registry, Role
 from fourfold.progress import Progress
 from fourfold.stages.process import run_in_process
@@ -107,6 +107,12 @@ class Pipeline:
 
     def run(self) -> tuple[QuantizeResult, VerifyReport]:
         """All stages; the verifier's report comes with the result, and its findings are the caller's to judge."""
+        require_apart(self._output, self._store.folder)
+        # Kept stages are shared by runs at work at the same time; a run's own are removed at its end.
+        with nullcontext() if self._keep else self._store.of_one_run(self._output):
+            return self._run()
+
+    def _run(self) -> tuple[QuantizeResult, VerifyReport]:
         note = UnverifiedNote(self._store.folder, self._output)
         written = note.exists and note.fits(self.identity())
         if not written:
@@ -120,8 +126,6 @@ class Pipeline:
         result = self._result(artifact.manifest, report)
         artifact.tensors.close()
         note.clear()
-        if not self._keep:
-            shutil.rmtree(self._store.folder, ignore_errors=True)
         return result, report
 
     def _hashes(self) -> dict[str, str]:

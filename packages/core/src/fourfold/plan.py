@@ -166,6 +166,17 @@ def require_output(plan: QuantizePlan, output: Path) -> None:
     require_space(output, 2 * plan.projected_bytes)
 
 
+def require_apart(output: Path, stages: Path) -> None:
+    """Raise :class:`ConfigError` for stages that would lie in the output folder, which appears whole and holds no more.
+
+    An output among the stages is in nobody's way.
+    """
+    if stages.resolve().is_relative_to(output.resolve()):
+        raise ConfigError(
+            f"{stages}: finished stages cannot be kept in the output folder {output}; give --stages a folder beside it"
+        )
+
+
 def default_calibration(model: str) -> dict[str, object]:
     """What calibration data a model gets when none is named: the demo its own, at its size; others the published."""
     if model == "demo":

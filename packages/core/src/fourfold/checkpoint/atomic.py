@@ -176,7 +176,7 @@ def write_whole(path: Path, text: str) -> None:
 def _hold_anew(partial: Path, destination: Path) -> Iterator[None]:
     """Make ``partial`` an empty folder and hold it; a killed run's is removed, for the system let go of its hold."""
     if partial.exists():
-        with _held(partial, destination):
+        with hold_folder(partial, destination):
             try:
                 shutil.rmtree(partial)
             except OSError as error:
@@ -187,7 +187,7 @@ def _hold_anew(partial: Path, destination: Path) -> Iterator[None]:
             partial.mkdir(parents=True)
         except FileExistsError:
             raise _being_written(destination) from None
-        with _held(partial, destination):
+        with hold_folder(partial, destination):
             held = True
             yield
     except OutputError:
@@ -195,27 +195,48 @@ def _hold_anew(partial: Path, destination: Path) -> Iterator[None]:
     except BaseException:
         # An interruption may come between making the folder and holding it.
         if not held:
-            with suppress(OutputError, OSError), _held(partial, destination):
+            with suppress(OutputError, OSError), hold_folder(partial, destination):
                 shutil.rmtree(partial)
         raise
 
 
 @contextmanager
-def _held(folder: Path, destination: Path) -> Iterator[None]:
-    descriptor = os.open(folder, os.O_RDONLY)
+def hold_folder(folder: Path, destination: Path) -> Iterator[None]:
+    """Hold ``folder`` for the run that writes ``destination``, until the block ends or the process does.
+
+    Raises :class:`OutputError` when another run holds it, or has just removed it.
+    """
+    with explained(folder):
+        descriptor = _locked(folder)
+    if descriptor is None:
+        raise _being_written(destination)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if not folder.exists() or os.fstat(descriptor).st_ino != folder.stat().st_ino:
-            raise BlockingIOError  # removed by another run between the two calls
         yield
-    except BlockingIOError:
-        raise _being_written(destination) from None
     finally:
         os.close(descriptor)
 
 
+def _locked(folder: Path) -> int | None:
+    """The folder, opened and locked; None when another run holds it, or has removed it since it was seen."""
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except FileNotFoundError:
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if os.path.samestat(os.fstat(descriptor), folder.stat()):
+            return descriptor
+    except (BlockingIOError, FileNotFoundError):
+        pass
+    except OSError:
+        os.close(descriptor)
+        raise
+    os.close(descriptor)
+    return None
+
+
 def _being_written(destination: Path) -> OutputError:
-    return OutputError(f"{destination}: another run is writing it; wait for that, or choose another")
+    return OutputError(f"{destination}: another run is writing it; wait for it, or choose another --output")
 
 
 def sync_folder(folder: Path) -> None:

@@ -11,10 +11,10 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from fourfold.checkpoint.atomic import atomic_folder, explain_os_error
+from fourfold.checkpoint.atomic import atomic_folder, explain_os_error, hold_folder, make_folder
 from fourfold.checkpoint.index import read_json
 from fourfold.errors import CheckpointError
 from fourfold.manifest import MANIFEST_FILE, Manifest, sha256_paths
@@ -27,6 +27,23 @@ class StageStore:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+
+    @contextmanager
+    def of_one_run(self, output: Path) -> Iterator[None]:
+        """Hold the whole folder for the run that writes ``output``; it is removed, still held, when that ends well.
+
+        A run that fails leaves its finished stages. Raises :class:`fourfold.errors.OutputError` while another run holds
+        the folder.
+        """
+        make_folder(self.folder)
+        with hold_folder(self.folder, output):
+            try:
+                yield
+            except BaseException:
+                with suppress(OSError):  # it holds something, unless the run was refused before its first stage
+                    self.folder.rmdir()
+                raise
+            shutil.rmtree(self.folder, ignore_errors=True)
 
     @contextmanager
     def alone(self, name: str, identity: Mapping[str, object], waits: Callable[[], None]) -> Iterator[None]:
