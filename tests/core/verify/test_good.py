@@ -119,9 +119,20 @@ def test_transformers_own_save_of_the_demo_raises_nothing(tmp_path: Path) -> Non
 def test_experts_that_a_recipe_leaves_out_raise_nothing(
     layout: str, good: Callable[[Variant], Path], source: Path
 ) -> None:
-    """Only a manifest tells them from experts that a quantizer walked past."""
-    variant = Variant(layout, exclude=("*.experts.*",))
-    assert verify_checkpoint(good(variant), source=source).findings == ()
+    """Only a manifest's recipe tells them from experts that a quantizer walked past."""
+    folder = good(Variant(layout, exclude=("*.experts.*",)))
+    assert verify_checkpoint(folder, source=source).findings == ()
+    manifest = folder / "manifest.json"
+    written = manifest.read_text(encoding="utf-8")
+    try:
+        record = json.loads(written)
+        record["recipe"]["exclude"] = []
+        manifest.write_text(json.dumps(record), encoding="utf-8")
+        assert "FF020" in {finding.rule for finding in verify_checkpoint(folder, source=source).findings}
+        manifest.unlink()
+        assert "FF020" in {finding.rule for finding in verify_checkpoint(folder, source=source).findings}
+    finally:
+        manifest.write_text(written, encoding="utf-8")
 
 
 def test_null_says_nothing_of_layers(editable) -> None:

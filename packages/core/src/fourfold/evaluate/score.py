@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -104,6 +104,6 @@ def _shared_sampling(prompts: Sequence[Prompt]) -> dict[str, object]:
     return {key: value for key, value in dumps[0].items() if all(dump.get(key) == value for dump in dumps)}
 
 
-def _total(counts: object) -> int | None:
-    known = [count for count in counts if count is not None]  # type: ignore[attr-defined]
+def _total(counts: Iterable[int | None]) -> int | None:
+    known = [count for count in counts if count is not None]
     return sum(known) if known else None

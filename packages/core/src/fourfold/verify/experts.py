@@ -6,8 +6,9 @@ import re
 from collections import defaultdict
 from typing import TYPE_CHECKING
 
+from fourfold.checkpoint.layouts import MODELOPT
 from fourfold.models.gemma4 import ModuleKind
-from fourfold.verify.patterns import PatternList
+from fourfold.verify.patterns import PatternList, bounded, covered
 
 if TYPE_CHECKING:
     from fourfold.models.gemma4 import LinearModule
@@ -40,7 +41,7 @@ def all_experts_quantized(look: Look, checkpoint: Checkpoint) -> None:
                 name, found="no tensor", expected=f"{expected} expert matrices in NVFP4",
                 message=f"{name} is missing; layer {layer} lacks {len(names)} expert matrices",
             )  # fmt: skip
-    if checkpoint.expert_layers and not expected and checkpoint.manifest is None:
+    if checkpoint.expert_layers and not expected and not _left_by_recipe(checkpoint):
         total = sum(map(len, checkpoint.expert_layers.values()))
         look.wrong(
             "config.json: quantization_config.ignore", found="every expert layer is left in BF16",
@@ -144,6 +145,19 @@ def stored_in_one_form(look: Look, checkpoint: Checkpoint) -> None:
 
 def _stored(checkpoint: Checkpoint, name: str) -> bool:
     return name in checkpoint.modules or f"{name}.weight" in checkpoint.plain
+
+
+def _left_by_recipe(checkpoint: Checkpoint) -> bool:
+    """Whether a manifest's recipe leaves out every layer's experts, by its patterns."""
+    if checkpoint.manifest is None:
+        return False
+    recipe, kind = checkpoint.manifest.recipe, MODELOPT.name  # the layout whose patterns are shell wildcards, as these
+    heads = [str(m.name) for members in checkpoint.expert_layers.values() for m in members if m.expert == 0]
+    included, excluded = (
+        {name for pattern in bounded(patterns, kind) for name in covered(pattern, kind, heads)}
+        for patterns in (recipe.include, recipe.all_excludes)
+    )
+    return included.isdisjoint(set(heads) - excluded)
 
 
 def _left_whole(checkpoint: Checkpoint, members: list[LinearModule]) -> bool:
